@@ -1,0 +1,104 @@
+"""Store or recompute: decide which values cross from the forward to the backward.
+
+1. Without a limit, or where torch's own plan fits it: torch's own plan (its minimum cut),
+   which is what ``torch.compile`` does by default, to the node.
+2. Otherwise: the plan of least recompute time whose simulated peak is within the limit,
+   exact for its saved bytes (``satcompile.solver.two_phase``).
+3. Where no plan fits, or ``lowest_peak`` asks for it: the plan with the lowest peak.
+
+Left alone: values that torch or the user decided (checkpoint regions, collectives, effects,
+mutations), random draws (their results or seeds are saved), symbolic sizes, and everything
+that an incoming gradient goes into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from satcompile.plan import Plan
+from satcompile.planning_problem import PlanningProblem
+from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
+from satcompile.solver.step import Phase
+from satcompile.torch_compat import default_saved_values, is_symbolic
+
+# Of the forward's time. A tighter proof costs more planning time than it can win back.
+_GAP_OF_FORWARD = 5e-4
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """The pass.
+
+    Attributes:
+        limit_bytes: what the step may allocate at its peak; None for no limit.
+        lowest_peak: take the plan with the lowest simulated peak.
+        effort: branch-and-bound nodes per solve.
+    """
+
+    limit_bytes: int | None = None
+    lowest_peak: bool = False
+    effort: int = 1_000
+
+    name = "recompute"
+
+    def run(self, problem: PlanningProblem) -> Plan:
+        """Decide for one joint graph."""
+        graph = problem.graph
+        nodes = default_saved_values(graph.module, graph.roles, 1)
+        search = budget_search(problem, self.effort)
+        default = search.candidate(problem.storages_of(nodes))
+        fits = self.limit_bytes is None or default.profile.peak_bytes <= self.limit_bytes
+        if fits and not self.lowest_peak:
+            scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
+            tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
+            return self._plan(problem, default, default, tensors, scalars, is_default=True)
+        most = default.solution.saved_bytes
+        chosen = None
+        if not self.lowest_peak and self.limit_bytes is not None:
+            chosen = search.within(self.limit_bytes, most)
+        if chosen is None:
+            chosen = search.floor(most)
+        tensors, scalars = problem.nodes_to_save(chosen.saved)
+        bound_us = 0.0
+        if self.limit_bytes is not None:
+            bound_us = search.bound_us(self.limit_bytes, most)
+        return self._plan(problem, chosen, default, tensors, scalars, bound_us=bound_us)
+
+    def _plan(
+        self,
+        problem: PlanningProblem,
+        chosen: Candidate,
+        default: Candidate,
+        tensors: list,
+        scalars: list,
+        bound_us: float = 0.0,
+        is_default: bool = False,
+    ) -> Plan:
+        forward = [
+            node
+            for node, operation in zip(problem.operations, problem.step.operations, strict=True)
+            if operation.phase is not Phase.BACKWARD
+        ]
+        again = [
+            forward[index]
+            for index in sorted(chosen.solution.recomputed)
+            if problem.graph.is_forward(forward[index])
+        ]
+        return Plan(
+            saved=chosen.saved,
+            recomputed=tuple(again),
+            crossing=tuple(tensors),
+            scalars=tuple(scalars),
+            profile=chosen.profile,
+            default_profile=default.profile,
+            time_us=chosen.solution.time_us,
+            bound_us=chosen.solution.time_us if is_default else min(bound_us, chosen.solution.time_us),
+            bound_kind="torch's own plan fits" if is_default else BUDGET_BOUND,
+            is_default=is_default,
+            limit_bytes=self.limit_bytes,
+        )
+
+
+def budget_search(problem: PlanningProblem, effort: int) -> BudgetSearch:
+    gap_us = _GAP_OF_FORWARD * problem.forward_time_us
+    return BudgetSearch(problem.step, problem.two_phase, problem.choices, gap_us, effort)

@@ -1,0 +1,28 @@
+"""Train PyTorch models in less memory, by compiling the whole training graph.
+
+    model = torch.compile(model, backend="sat", options={"memory_budget": "24GiB"})
+
+Importing satcompile is not needed for that line; it gives access to reports and measurements.
+"""
+
+from satcompile.errors import (
+    BudgetError,
+    NotCompiledError,
+    OptionError,
+    SatcompileError,
+    UnsupportedError,
+    VerificationError,
+)
+from satcompile.measure import measure_peak
+from satcompile.report.registry import report
+
+__all__ = [
+    "BudgetError",
+    "NotCompiledError",
+    "OptionError",
+    "SatcompileError",
+    "UnsupportedError",
+    "VerificationError",
+    "measure_peak",
+    "report",
+]

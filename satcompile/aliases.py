@@ -1,0 +1,62 @@
+"""Who shares storage with whom in a functional FX graph.
+
+Decided by operator schema (a result that aliases an argument), not by the storages of the
+traced values: fake tensors share storage by accident of tracing, a schema by contract.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+# Views that the schema does not call so, because eager mode sometimes copies; Inductor
+# lowers them as views of the same buffer.
+_VIEWS_IN_INDUCTOR = {torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
+
+
+def aliased_argument(node: fx.Node) -> fx.Node | None:
+    """The argument whose storage ``node``'s result shares, or None if it has its own.
+
+    ``getitem`` of an operator that returns several views (``split``) shares the operator's
+    argument's storage; ``getitem`` of any other operator has a storage of its own. An
+    operator that writes into an argument (``copy_``) returns that argument's storage.
+    """
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem:
+        producer = node.args[0]
+        return aliased_argument(producer) if isinstance(producer, fx.Node) else None
+    if node.target in _VIEWS_IN_INDUCTOR:
+        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    return _argument_aliased_by_schema(node, node.target._schema)
+
+
+def _argument_aliased_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> fx.Node | None:
+    returned = {
+        name
+        for result in schema.returns
+        if result.alias_info is not None
+        for name in result.alias_info.before_set
+    }
+    if not returned:
+        return None
+    for index, argument in enumerate(schema.arguments):
+        info = argument.alias_info
+        if info is None or not returned & set(info.before_set):
+            continue
+        value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+        return value if isinstance(value, fx.Node) else None
+    return None
+
+
+def storage_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """For every node, the node that made the storage which it occupies (itself, mostly)."""
+    owners: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        base = aliased_argument(node)
+        owners[node] = owners[base] if base is not None else node
+    return owners

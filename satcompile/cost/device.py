@@ -1,0 +1,102 @@
+"""Devices and their rates, each with its source. Only ratios matter to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the roofline needs to know.
+
+    Attributes:
+        name: as reports show it.
+        bytes_per_us: memory bandwidth.
+        flops_per_us: dense multiply-adds (counted as two) by dtype; ``torch.float32`` is the
+            fallback for dtypes not listed.
+        kernel_us: fixed cost of starting a kernel.
+        transcendental_flops: what one ``exp`` or ``tanh`` costs, in plain operations.
+        source: where the figures come from.
+    """
+
+    name: str
+    bytes_per_us: float
+    flops_per_us: dict[torch.dtype, float] = field(hash=False)
+    kernel_us: float
+    transcendental_flops: float
+    source: str
+
+    def rate(self, dtype: torch.dtype) -> float:
+        return self.flops_per_us.get(dtype, self.flops_per_us[torch.float32])
+
+
+def _gpu(name: str, gbytes_s: float, bf16: float, tf32: float, fp64: float, source: str) -> Device:
+    flops = {
+        torch.bfloat16: bf16 * 1e6,
+        torch.float16: bf16 * 1e6,
+        torch.float32: tf32 * 1e6,
+        torch.float64: fp64 * 1e6,
+    }
+    return Device(name, gbytes_s * 1e3, flops, 3.0, 4.0, source)
+
+
+# Dense peaks in TFLOP/s (bf16, tf32 or fp32, fp64) and GB/s, from the vendor's data sheets.
+_GPUS = {
+    "H200": _gpu("H200", 4800, 989, 494, 67, "NVIDIA H200 data sheet, SXM"),
+    "H100": _gpu("H100", 3350, 989, 494, 67, "NVIDIA H100 data sheet, SXM"),
+    "A100": _gpu("A100", 2039, 312, 156, 19.5, "NVIDIA A100 80GB data sheet, SXM"),
+    "4090": _gpu("4090", 1008, 165, 82.6, 1.29, "NVIDIA Ada architecture white paper"),
+    "L4": _gpu("L4", 300, 121, 60, 0.5, "NVIDIA L4 data sheet"),
+}
+
+# One core of a current server: AVX-512 or AVX2 at about 2.5 GHz for matrix products, and its
+# share of the memory bandwidth. Rounded; measured on the machines of this project's CI.
+_CPU_CORE_FLOPS_PER_US = 5e4
+_CPU_CORE_BYTES_PER_US = 8e3
+
+
+def cpu(num_threads: int) -> Device:
+    """A CPU with so many threads; memory bandwidth saturates at eight cores' worth."""
+    flops = _CPU_CORE_FLOPS_PER_US * num_threads
+    return Device(
+        f"cpu ({num_threads} threads)",
+        _CPU_CORE_BYTES_PER_US * min(num_threads, 8),
+        {
+            torch.float32: flops,
+            torch.float64: flops / 2,
+            torch.bfloat16: flops,
+            torch.float16: flops / 2,
+        },
+        1.0,
+        12.0,
+        "rounded figures of one server core",
+    )
+
+
+def device_of(device: torch.device) -> Device:
+    """Rates of the device that the graph runs on."""
+    if device.type == "cpu":
+        return cpu(torch.get_num_threads())
+    if device.type == "cuda" and torch.cuda.is_available():
+        name = torch.cuda.get_device_name(device)
+        for key, known in _GPUS.items():
+            if key in name:
+                return known
+        return _unlisted(name, torch.cuda.get_device_properties(device))
+    return _GPUS["A100"]
+
+
+def _unlisted(name: str, properties: object) -> Device:
+    """Rates of a GPU that is not in the table, scaled from the A100 by multiprocessors."""
+    share = getattr(properties, "multi_processor_count", 108) / 108
+    known = _GPUS["A100"]
+    return Device(
+        name,
+        known.bytes_per_us * share,
+        {dtype: rate * share for dtype, rate in known.flops_per_us.items()},
+        known.kernel_us,
+        known.transcendental_flops,
+        "scaled from the A100 by the number of multiprocessors",
+    )

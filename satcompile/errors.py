@@ -1,0 +1,51 @@
+"""One class per mistake. Each message stands alone: what was asked, what is possible, what to do.
+
+All inherit ``ShortenTraceback`` so that they leave ``torch.compile`` as themselves: a user's
+``except satcompile.BudgetError`` works, with no ``BackendCompilerFailed`` around it.
+"""
+
+from __future__ import annotations
+
+from satcompile.torch_compat import ShortenTraceback
+
+
+class SatcompileError(ShortenTraceback):
+    """Base of everything that satcompile raises."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, first_useful_frame=None)
+
+
+class OptionError(SatcompileError, ValueError):
+    """An option that cannot be honoured: unknown, of a wrong type, or impossible."""
+
+
+class UnsupportedError(SatcompileError):
+    """A setting of torch under which satcompile cannot keep its promises."""
+
+
+class BudgetError(SatcompileError):
+    """No valid plan is held whose peak is within the budget.
+
+    Attributes:
+        budget_bytes: what was asked.
+        floor_bytes: the smallest peak for which a valid plan is held.
+        floor_op: where that plan's peak lies: operation and module.
+    """
+
+    def __init__(
+        self, message: str, *, budget_bytes: int, floor_bytes: int, floor_op: str
+    ) -> None:
+        super().__init__(message)
+        self.budget_bytes, self.floor_bytes, self.floor_op = budget_bytes, floor_bytes, floor_op
+
+
+class VerificationError(SatcompileError):
+    """A pass broke the graph: the compiled step would not compute what the model says.
+
+    This is a defect of satcompile, found before anything ran.
+    """
+
+
+class NotCompiledError(SatcompileError, LookupError):
+    """A report was asked for something that the backend never compiled."""

@@ -1,0 +1,380 @@
+"""The allocation sequence of the code that Inductor generated, without running it.
+
+Inductor's Python wrapper allocates each buffer, calls kernels, and deletes names. We execute
+that very wrapper with stand-ins: allocations make a ``Block`` that only counts bytes, kernels
+do nothing, views share their block, and operators without an ``out=`` run on fake tensors to
+learn their results' sizes. Python's own reference counting then frees a block exactly where
+the real run would free the real one.
+
+What is not seen: memory that a kernel takes and returns inside one call (a convolution's
+workspace).
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from satcompile.solver.simulator import Event, Profile, replay
+
+
+class UnreadableCode(Exception):
+    """The generated code has a form that this module does not know; the message says which."""
+
+
+class Block:
+    """A storage that exists in bytes only; its end of life is an event."""
+
+    def __init__(self, num_bytes: int, label: str, log: list[Event]) -> None:
+        self.num_bytes, self.label, self._log = num_bytes, label, log
+        log.append(Event(num_bytes, label))
+
+    def __del__(self) -> None:
+        self._log.append(Event(-self.num_bytes, self.label))
+
+
+@dataclass(slots=True)
+class Tensor:
+    """A view of a block: what the wrapper's code may ask of a tensor."""
+
+    block: Block | None
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int = 0
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def stride(self, dim: int | None = None) -> Any:
+        return self.strides if dim is None else self.strides[dim]
+
+    def fake(self) -> torch.Tensor:
+        span = storage_elements(self.shape, self.strides) + self.offset
+        return torch.empty(span, dtype=self.dtype).as_strided(
+            self.shape, self.strides, self.offset
+        )
+
+
+def storage_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements that a strided tensor spans in memory, which is what ``empty_strided`` takes."""
+    if any(extent == 0 for extent in shape):
+        return 0
+    return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor given to generated code; ``name`` is its placeholder's.
+
+    Sizes and strides are ints or sympy expressions; ``hints`` has the concrete values of both,
+    sizes first, for which the graph was compiled.
+    """
+
+    name: str
+    shape: tuple[Any, ...]
+    strides: tuple[Any, ...]
+    dtype: torch.dtype
+    hints: tuple[int, ...]
+
+    def at(self, sizes: Mapping[Any, int] | None) -> TensorSpec:
+        if sizes is None:
+            rank = len(self.shape)
+            shape, strides = self.hints[:rank], self.hints[rank:]
+        else:
+            shape = tuple(_evaluate(extent, sizes) for extent in self.shape)
+            strides = tuple(_evaluate(stride, sizes) for stride in self.strides)
+        return TensorSpec(self.name, shape, strides, self.dtype, (*shape, *strides))
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """A symbolic size given to generated code."""
+
+    expression: Any
+    hint: int
+
+
+def _evaluate(expression: Any, sizes: Mapping[Any, int]) -> int:
+    return expression if isinstance(expression, int) else int(expression.subs(sizes))
+
+
+@dataclass(frozen=True)
+class GeneratedGraph:
+    """One compiled graph: its wrapper's text and what it is called with and returns.
+
+    Attributes:
+        source: text of the wrapper module.
+        inputs: per argument a ``TensorSpec``, a ``ScalarSpec``, or the number that is passed.
+        outputs: per result the name of its node (the backward's placeholders have the same).
+    """
+
+    source: str
+    inputs: Sequence[Any]
+    outputs: Sequence[str | None]
+
+    def at_hints(self) -> GeneratedGraph:
+        """With the sizes that it was compiled for."""
+        return self._at(None)
+
+    def at_sizes(self, sizes: Mapping[Any, int]) -> GeneratedGraph:
+        """With concrete values for the symbols of its sizes."""
+        return self._at(sizes)
+
+    def _at(self, sizes: Mapping[Any, int] | None) -> GeneratedGraph:
+        inputs = []
+        for spec in self.inputs:
+            if isinstance(spec, TensorSpec):
+                spec = spec.at(sizes)
+            elif isinstance(spec, ScalarSpec):
+                spec = spec.hint if sizes is None else _evaluate(spec.expression, sizes)
+            inputs.append(spec)
+        return GeneratedGraph(self.source, inputs, self.outputs)
+
+
+@dataclass(frozen=True)
+class StepWalk:
+    """Events of a step's two calls; sizes are of what the step allocates.
+
+    Attributes:
+        forward, backward: events in order. Allocations between the two (incoming gradients)
+            open the backward's.
+        saved_bytes: alive between forward and backward, without what the user holds.
+    """
+
+    forward: list[Event]
+    backward: list[Event]
+    saved_bytes: int
+
+    def profiles(self) -> tuple[Profile, Profile]:
+        forward = replay(self.forward)
+        return forward, replay(self.backward, start_bytes=forward.end_bytes)
+
+
+def walk_step(
+    forward: GeneratedGraph,
+    backward: GeneratedGraph | None,
+    num_outputs: int,
+    transient_outputs: Iterable[int] = (),
+) -> StepWalk:
+    """The allocation events of a forward and the backward that follows it.
+
+    Args:
+        forward, backward: the generated graphs; ``backward`` None for a forward alone.
+        num_outputs: how many of the forward's results go to its caller; the rest is saved.
+        transient_outputs: those of them that the caller drops at once.
+
+    Raises:
+        UnreadableCode: the generated text has a form that cannot be followed.
+    """
+    log: list[Event] = []
+    resident = [_resident_input(spec, log) for spec in forward.inputs]
+    log.clear()
+    results = _call(forward, list(resident), log)
+    dropped = set(transient_outputs)
+    held = [r for i, r in enumerate(results[:num_outputs]) if i not in dropped]
+    held_blocks = {id(r.block) for r in (*held, *resident) if isinstance(r, Tensor)}
+    saved_blocks = {
+        id(r.block): r.block.num_bytes
+        for r in results[num_outputs:]
+        if isinstance(r, Tensor) and r.block is not None and id(r.block) not in held_blocks
+    }
+    walked_forward = list(log)
+    log.clear()
+    if backward is None:
+        return StepWalk(walked_forward, [], 0)
+    by_name = dict(zip(forward.outputs, results, strict=True))
+    args: list[Any] = []
+    for spec in backward.inputs:
+        if not isinstance(spec, TensorSpec):
+            args.append(spec)
+        elif spec.name in by_name:
+            args.append(by_name[spec.name])
+        else:
+            args.append(_resident_input(spec, log, label="incoming gradient"))
+    by_name.clear()
+    results = []
+    gradients = _call(backward, args, log)
+    walk = StepWalk(walked_forward, list(log), sum(saved_blocks.values()))
+    del gradients, held, resident
+    return walk
+
+
+def _resident_input(spec: TensorSpec | Any, log: list[Event], label: str = "input") -> Any:
+    if not isinstance(spec, TensorSpec):
+        return spec
+    num_bytes = storage_elements(spec.shape, spec.strides) * spec.dtype.itemsize
+    return Tensor(Block(num_bytes, label, log), spec.shape, spec.strides, spec.dtype)
+
+
+def _call(graph: GeneratedGraph, args: list[Any], log: list[Event]) -> list[Any]:
+    """Results of the wrapper's ``call``; ``args`` is handed over, as the real one's is."""
+    call = _load_call(graph.source, log)
+    try:
+        return list(call(args))
+    except UnreadableCode:
+        raise
+    except Exception as error:
+        # The text is torch's and differs between versions: whatever trips here is a form
+        # that we cannot follow, and the caller says so in the report.
+        raise UnreadableCode(f"{type(error).__name__}: {error}") from error
+
+
+def _load_call(source: str, log: list[Event]) -> Callable[[list[Any]], Sequence[Any]]:
+    """The module's ``call``, with kernels, allocations and operators replaced by stand-ins."""
+    module = ast.parse(source)
+    namespace: dict[str, Any] = {}
+    runner = None
+    for statement in module.body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            if "async_compile" not in ast.unparse(statement):
+                _execute(statement, namespace)
+        elif isinstance(statement, ast.Assign):
+            names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+            text = ast.unparse(statement.value)
+            if text.startswith(("async_compile.", "AsyncCompile")):
+                namespace.update(dict.fromkeys(names, _NOTHING))
+            elif text.startswith("runner") or text.startswith("Runner"):
+                continue
+            else:
+                _execute(statement, namespace)
+        elif isinstance(statement, ast.ClassDef) and statement.name == "Runner":
+            runner = statement
+        elif isinstance(statement, ast.FunctionDef):
+            if statement.name == "call":
+                runner = statement
+            elif statement.name.startswith("cpp_") or statement.decorator_list:
+                namespace[statement.name] = _NOTHING
+    if runner is None:
+        raise UnreadableCode("no class Runner and no function call in the generated module")
+    namespace.update(_stand_ins(log))
+    _execute(runner, namespace)
+    if isinstance(runner, ast.FunctionDef):
+        return namespace["call"]
+    return namespace["Runner"](partitions=[]).call
+
+
+def _execute(statement: ast.stmt, namespace: dict[str, Any]) -> None:
+    code = compile(ast.Module([statement], []), "<generated>", "exec")
+    exec(code, namespace)  # noqa: S102  (torch's own text, which would run anyway)
+
+
+class _Nothing:
+    """A kernel, a stream, a device guard: called, entered, asked for attributes, to no effect."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
+        return self
+
+    def __getattr__(self, name: str) -> _Nothing:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        return None
+
+    def __index__(self) -> int:
+        return 0
+
+
+_NOTHING = _Nothing()
+
+
+class _Operators:
+    """Attribute paths such as ``torch.ops.aten.x.default``; a call runs on fake tensors."""
+
+    def __init__(self, real: Any, log: list[Event]) -> None:
+        self._real, self._log = real, log
+
+    def __getattr__(self, name: str) -> Any:
+        return _Operators(getattr(self._real, name), self._log)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(key == "out" or key.startswith("out_") for key in kwargs):
+            return kwargs.get("out")
+        return _run_fake(self._real, args, kwargs, self._log)
+
+
+def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -> Any:
+    """What ``op`` returns, as blocks: shared with an argument where it shares storage."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    owners: dict[int, Block | None] = {}
+
+    def to_fake(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        fake = value.fake()
+        owners[fake.untyped_storage()._cdata] = value.block
+        return fake
+
+    def from_fake(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        storage = value.untyped_storage()
+        if storage._cdata not in owners:
+            owners[storage._cdata] = Block(storage.nbytes(), str(op), log)
+        return Tensor(
+            owners[storage._cdata],
+            tuple(value.shape),
+            tuple(value.stride()),
+            value.dtype,
+            int(value.storage_offset()),
+        )
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        fake_args, fake_kwargs = pytree.tree_map(to_fake, (args, dict(kwargs)))
+        result = op(*fake_args, **fake_kwargs)
+        return pytree.tree_map(from_fake, result)
+
+
+def _stand_ins(log: list[Event]) -> dict[str, Any]:
+    def empty(shape: Any, strides: Any, dtype: torch.dtype, *rest: Any) -> Tensor:
+        shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+        num_bytes = storage_elements(shape, strides) * dtype.itemsize
+        return Tensor(Block(num_bytes, "buffer", log), shape, strides, dtype)
+
+    def empty_strided(shape: Any, strides: Any, *, dtype: torch.dtype, **rest: Any) -> Tensor:
+        return empty(shape, strides, dtype)
+
+    def reinterpret(base: Tensor, shape: Any, strides: Any, offset: int = 0) -> Tensor:
+        return Tensor(base.block, tuple(shape), tuple(strides), base.dtype, int(offset))
+
+    from torch._inductor.select_algorithm import extern_kernels
+
+    allocators = ("cpu", "cpu_pinned", "cuda", "xpu", "mtia")
+    return {
+        **{f"empty_strided_{device}": empty for device in allocators},
+        "empty_strided": empty_strided,
+        "reinterpret_tensor": reinterpret,
+        "assert_size_stride": _NOTHING,
+        "assert_alignment": _NOTHING,
+        "run_intermediate_hooks": _NOTHING,
+        "async_compile": _NOTHING,
+        "get_raw_stream": _NOTHING,
+        "extern_kernels": _Operators(extern_kernels, log),
+        "aten": _Operators(torch.ops.aten, log),
+        "inductor_ops": _Operators(torch.ops.inductor, log),
+        "torch": _Torch(log),
+        "device": torch.device,
+    }
+
+
+class _Torch:
+    """The ``torch`` that generated code sees: operators and device guards replaced."""
+
+    def __init__(self, log: list[Event]) -> None:
+        self.ops = _Operators(torch.ops, log)
+        self.cuda = _NOTHING
+
+    def __getattr__(self, name: str) -> Any:
+        return operator.attrgetter(name)(torch)

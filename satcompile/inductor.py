@@ -1,0 +1,235 @@
+"""The hand-off to Inductor: one attempt to compile a training graph under a limit.
+
+Inductor gets our partitioner and our wrapper around its compile of each graph. When the
+backward's code exists, the allocation check adds up what both wrappers allocate, before any
+kernel of the backward is compiled: over the limit, the attempt ends there and the caller
+tightens it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from satcompile import pipeline, torch_compat
+from satcompile.cost.device import device_of
+from satcompile.cost.roofline import CostModel
+from satcompile.generated_code import (
+    GeneratedGraph,
+    ScalarSpec,
+    StepWalk,
+    TensorSpec,
+    UnreadableCode,
+    walk_step,
+)
+from satcompile.options import Options
+from satcompile.passes.recompute import Recompute
+from satcompile.planning_problem import PlanningProblem
+from satcompile.training_graph import TrainingGraph
+
+log = logging.getLogger("satcompile")
+
+
+class OverLimit(torch_compat.GenerationStopped):
+    """The generated code would allocate more than the attempt's limit."""
+
+
+class CodeOnly(torch_compat.GenerationStopped):
+    """Both graphs' code exists; a dry attempt asks for no more."""
+
+
+@dataclass
+class Attempt:
+    """One compilation of one Dynamo graph, and all that is learned on the way.
+
+    Attributes:
+        options: the user's.
+        limit_bytes: what the plan's simulated peak is to stay within; None for no limit.
+        accept_bytes: what the generated code may allocate; None for anything.
+        lowest_peak: plan for the lowest peak.
+        dry: stop when the code is generated.
+    """
+
+    options: Options
+    limit_bytes: int | None = None
+    accept_bytes: int | None = None
+    lowest_peak: bool = False
+    dry: bool = False
+    outcome: pipeline.Outcome | None = None
+    problem: PlanningProblem | None = None
+    forward: GeneratedGraph | None = None
+    backward: GeneratedGraph | None = None
+    walk: StepWalk | None = None
+    unreadable: str | None = None
+    _outputs: tuple[str | None, ...] = field(default=(), repr=False)
+    transient_outputs: tuple[int, ...] = ()
+
+    @property
+    def is_training(self) -> bool:
+        return self.outcome is not None
+
+    @property
+    def step_peak_bytes(self) -> int:
+        """What the step allocates: by the generated code where it could be read, else simulated."""
+        assert self.outcome is not None
+        if self.walk is None:
+            return self.outcome.plan.profile.peak_bytes
+        return max(profile.peak_bytes for profile in self.walk.profiles())
+
+    def compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        """The compiled callable.
+
+        Raises:
+            OverLimit: the code would allocate more than ``accept_bytes``.
+            CodeOnly: the attempt is dry, and the code is there.
+        """
+        patches = {**self.options.inductor, "custom_partitioner_fn": _Partitioner(self)}
+        if self.dry:
+            patches["fx_graph_cache"] = False  # a stub must not be stored as the graph's code
+        with torch_compat.aot_settings():
+            return torch_compat.compile_fx(
+                gm, example_inputs, inner_compile=self._compile_graph, config_patches=patches
+            )
+
+    # -- called by torch -------------------------------------------------------------------
+
+    def partition(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        static = kwargs.get("static_lifetime_input_indices") or []
+        graph = TrainingGraph(gm, kwargs["num_fwd_outputs"], static)
+        if not graph.has_backward:
+            return torch_compat.default_partition(
+                graph.module, joint_inputs, num_fwd_outputs=graph.num_forward_outputs,
+                static_lifetime_input_indices=static,
+                static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
+            )  # fmt: skip
+        self.problem = PlanningProblem(graph, CostModel(device_of(graph_device(gm))))
+        recompute = Recompute(self.limit_bytes, self.lowest_peak, self.options.solver_effort)
+        self.outcome = pipeline.run(self.problem, recompute)
+        parts = self.outcome.parts
+        # Inductor rewrites the modules it is given: what is needed later is noted now.
+        self._outputs = _output_names(parts.forward)
+        self.transient_outputs = graph.transient_outputs
+        return parts.forward, parts.backward
+
+    def _compile_graph(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+        if self.outcome is None or kwargs.get("is_inference"):
+            return torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
+        names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+        specs = [_spec(value, name) for value, name in zip(example_inputs, names, strict=True)]
+        is_backward = bool(kwargs.get("is_backward"))
+        outputs = () if is_backward else self._outputs
+
+        def generated(source: str) -> None:
+            graph = GeneratedGraph(source, specs, outputs)
+            if not is_backward:
+                self.forward = graph
+                return
+            self.backward = graph
+            self._check_allocations()
+            if self.dry:
+                raise CodeOnly
+
+        with torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward):
+            compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
+        source = getattr(compiled, "source_code", None)
+        if source and (self.backward if is_backward else self.forward) is None:
+            generated(source)  # from the cache: nothing was generated, but the text came along
+        elif not source and is_backward and self.walk is None:
+            self.unreadable = "Inductor kept no source"
+        return compiled
+
+    def _check_allocations(self) -> None:
+        """Walk both wrappers; over the accepted bytes, end the attempt."""
+        try:
+            if self.forward is None or self.backward is None:
+                raise UnreadableCode("one of the two graphs came without source")
+            self.walk = walk_step(
+                self.forward.at_hints(),
+                self.backward.at_hints(),
+                self.outcome.parts.num_outputs if self.outcome else 0,
+                self.transient_outputs,
+            )
+        except UnreadableCode as error:
+            self.unreadable = str(error)
+            log.warning("the allocation check cannot follow the generated code: %s", error)
+            return
+        if self.accept_bytes is not None and self.step_peak_bytes > self.accept_bytes:
+            raise OverLimit
+
+
+class _Partitioner(torch_compat.CustomPartitionerFn):
+    """What Inductor calls with the joint graph."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._uuid = torch_compat.digest(
+            _source_digest(),
+            torch.__version__,
+            attempt.options.model_dump_json(),
+            repr((attempt.limit_bytes, attempt.lowest_peak, attempt.dry)),
+        )
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        return self._attempt.partition(gm, joint_inputs, **kwargs)
+
+    def uuid(self) -> str:
+        return self._uuid
+
+    # Inductor copies and pickles its configuration for cache keys; graphs stay out of them.
+    def __deepcopy__(self, memo: Any) -> _Partitioner:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_uuid": self._uuid}
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Changes with our version and with any line of ours that could change a graph."""
+    import satcompile
+    import satcompile.passes
+
+    roots = [Path(p) for module in (satcompile, satcompile.passes) for p in module.__path__]
+    files = sorted({file for root in roots for file in root.rglob("*.py")})
+    return torch_compat.digest(
+        metadata.version("satcompile"), *(file.read_bytes() for file in files)
+    )
+
+
+def graph_device(gm: fx.GraphModule) -> torch.device:
+    """The device that most of the graph's values live on."""
+    devices = [
+        node.meta["val"].device
+        for node in gm.graph.nodes
+        if isinstance(node.meta.get("val"), torch.Tensor)
+    ]
+    return max(set(devices), key=devices.count) if devices else torch.device("cpu")
+
+
+def _output_names(module: fx.GraphModule) -> tuple[str | None, ...]:
+    node = next(iter(module.graph.find_nodes(op="output")))
+    return tuple(v.name if isinstance(v, fx.Node) else None for v in node.args[0])
+
+
+def _spec(value: Any, name: str) -> Any:
+    """A graph's input as the walk wants it; symbolic sizes stay symbolic."""
+    if isinstance(value, torch.Tensor):
+        shape = tuple(torch_compat.size_expression(s) for s in value.shape)
+        strides = tuple(torch_compat.size_expression(s) for s in value.stride())
+        hints = tuple(map(torch_compat.size_hint, (*value.shape, *value.stride())))
+        return TensorSpec(name, shape, strides, value.dtype, hints)
+    if isinstance(value, torch_compat.SymTypes):
+        return ScalarSpec(torch_compat.size_expression(value), torch_compat.size_hint(value))
+    return value

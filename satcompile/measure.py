@@ -1,0 +1,101 @@
+"""Peaks as they are: what a call really allocates, byte for byte.
+
+On the CPU the profiler reports every allocation and free of torch's allocator; on CUDA the
+caching allocator keeps the counter itself. Neither is an estimate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from satcompile.solver.simulator import Event, replay
+
+_listeners: list[Callable[[int], None]] = []
+
+
+def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None) -> int:
+    """Peak bytes that ``fn()`` allocates beyond what was alive when it began.
+
+    Args:
+        fn: what to run, once. Run it once before (a first call compiles, and compilation
+            allocates too). For a training step let it do forward and backward, keep its
+            output bound until it returns, and clear no gradients inside.
+        device: where to look; by default CUDA where it is available and in use, else the CPU.
+
+    Returns:
+        Bytes. ``resident_bytes + measure_peak(step)`` is what a report's
+        ``predicted_peak_bytes`` is to be compared with. Reports of the graphs that ran inside
+        ``fn`` show this figure from then on.
+    """
+    from satcompile.report.registry import observing_steps
+
+    gc.collect()
+    with observing_steps() as steps:
+        peak_bytes = _measure_cuda(fn, device) if _is_cuda(device) else _measure_cpu(fn)
+    steps.record(peak_bytes)
+    return peak_bytes
+
+
+def _is_cuda(device: torch.device | str | None) -> bool:
+    if device is not None:
+        return torch.device(device).type == "cuda"
+    return torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
+
+
+def _measure_cuda(fn: Callable[[], Any], device: torch.device | str | None) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before_bytes = torch.cuda.memory_allocated(device)
+    fn()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before_bytes
+
+
+def _measure_cpu(fn: Callable[[], Any]) -> int:
+    return replay(cpu_events(fn)).peak_bytes
+
+
+def cpu_events(fn: Callable[[], Any]) -> list[Event]:
+    """Every allocation (+bytes) and free (-bytes) on the CPU while ``fn`` runs, in order.
+
+    A free of a block from before the window changes nothing that ``fn`` allocated, and the
+    profiler may report it with a stale size: frees are matched to the window's own
+    allocations by address, and others are dropped.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+        fn()
+    raw = sorted(_memory_records(run.profiler.kineto_results.experimental_event_tree()))
+    alive: dict[int, int] = {}
+    events: list[Event] = []
+    for _, _, address, num_bytes in raw:
+        if num_bytes > 0:
+            alive[address] = num_bytes
+            events.append(Event(num_bytes))
+        elif address in alive:
+            events.append(Event(-alive.pop(address)))
+    return events
+
+
+def _memory_records(tree: list[Any]) -> Iterator[tuple[int, int, int, int]]:
+    """(time, order of discovery, address, signed bytes) of every CPU memory event in a tree."""
+    stack, order = list(tree), 0
+    while stack:
+        event = stack.pop()
+        stack.extend(event.children)
+        if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
+            fields = event.extra_fields
+            order += 1
+            yield event.start_time_ns, -order, fields.ptr, fields.alloc_size
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Nothing to silence on most builds; kept in one place should a build print banners."""
+    yield

@@ -1,0 +1,215 @@
+"""What a user may ask for in ``torch.compile(..., backend="sat", options={...})``, validated.
+
+Nothing is silently ignored: an unknown key, a wrong type or an impossible value is answered
+with what was asked, what is possible, and the nearest valid choice.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, TypeAdapter, ValidationError, field_validator
+
+from satcompile.errors import OptionError
+
+PASS_NAMES = ("recompute",)
+
+_BUDGET_FORMS = 'bytes as an int, "6GiB", "800MB", "60% of default" or "auto"'
+_PERCENT_OF_DEFAULT = r"\s*(\d+(?:\.\d+)?)\s*%\s*of\s+default\s*"
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """A budget as it was asked for; exactly one of ``num_bytes``, ``share`` and ``auto`` is set.
+
+    Attributes:
+        num_bytes: peak bytes.
+        share: of ``default_peak_bytes``, 0.6 for "60% of default".
+        auto: whatever the device has free.
+    """
+
+    text: str
+    num_bytes: int | None = None
+    share: float | None = None
+    auto: bool = False
+
+
+class Options(BaseModel):
+    """The validated options; see DESIGN's table or the README for what each one means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    memory_budget: MemoryBudget | None = None
+    reserve: int = 0
+    sparsity: None = None
+    cost_model: Literal["analytic"] = "analytic"
+    solver_effort: int = 1_000
+    disable_passes: tuple[str, ...] = ()
+    inductor: dict[str, Any] = {}
+
+    @field_validator("memory_budget", mode="before")
+    @classmethod
+    def _read_budget(cls, value: Any) -> MemoryBudget | None:
+        return None if value is None else read_budget(value)
+
+    @field_validator("reserve", mode="before")
+    @classmethod
+    def _read_reserve(cls, value: Any) -> int:
+        return 0 if value == 0 and not isinstance(value, bool) else _read_bytes("reserve", value)
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _refuse_sparsity(cls, value: Any) -> None:
+        if value is not None:
+            raise OptionError(
+                "The option 'sparsity' is reserved for sparse adaptive training, which this "
+                "version does not have. Remove it to train densely."
+            )
+
+    @field_validator("cost_model", mode="before")
+    @classmethod
+    def _read_cost_model(cls, value: Any) -> Any:
+        if value != "analytic":
+            raise OptionError(
+                f"The option 'cost_model' is {value!r}; this version has 'analytic' (a roofline "
+                "of the device) only. Timing the real operators ('profile') is to come."
+            )
+        return value
+
+    @field_validator("solver_effort", mode="before")
+    @classmethod
+    def _read_effort(cls, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(
+                f"The option 'solver_effort' is {value!r}; it takes a whole number from 1 on "
+                "(branch-and-bound nodes per solve; the default is 1000)."
+            )
+        return value
+
+    @field_validator("disable_passes", mode="before")
+    @classmethod
+    def _read_passes(cls, value: Any) -> tuple[str, ...]:
+        if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
+            raise OptionError(
+                f"The option 'disable_passes' is {value!r}; it takes a list of names of passes: "
+                f"{_quoted(PASS_NAMES)}."
+            )
+        for name in value:
+            if name not in PASS_NAMES:
+                raise OptionError(
+                    f"The option 'disable_passes' names {name!r}, which is not a pass. "
+                    f"{_nearest(str(name), PASS_NAMES)}Passes: {_quoted(PASS_NAMES)}."
+                )
+        return tuple(value)
+
+    @field_validator("inductor", mode="before")
+    @classmethod
+    def _read_inductor(cls, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise OptionError(
+                f"The option 'inductor' is {value!r}; it takes a dict of Inductor's own "
+                "configuration, such as {'max_autotune': True}."
+            )
+        from satcompile.torch_compat import inductor_config_keys
+
+        known = inductor_config_keys()
+        for key in value:
+            if str(key).replace("-", "_") not in known:
+                raise OptionError(
+                    f"The option 'inductor' has the key {key!r}, which Inductor's configuration "
+                    f"does not have. {_nearest(str(key), known)}"
+                )
+            if key == "custom_partitioner_fn":
+                raise OptionError(
+                    "The option 'inductor' may not set 'custom_partitioner_fn': satcompile's own "
+                    "partitioner stands there."
+                )
+        return {str(key).replace("-", "_"): v for key, v in value.items()}
+
+
+def parse(options: Any) -> Options:
+    """Validate what came through ``torch.compile``.
+
+    Raises:
+        OptionError: with the offending option, its value, and the nearest valid choice.
+    """
+    if options is None:
+        return Options()
+    if not isinstance(options, Mapping):
+        raise OptionError(f"options is {options!r}; it takes a dict such as {{'memory_budget': '6GiB'}}.")
+    known = tuple(Options.model_fields)
+    for key in options:
+        if key not in known:
+            raise OptionError(
+                f"There is no option {key!r}. {_nearest(str(key), known)}Options: {_quoted(known)}."
+            )
+    try:
+        parsed = Options(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, OptionError):
+            raise cause from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise OptionError(f"The option {where!r} cannot be {first['input']!r}: {first['msg']}.") from None
+    if "recompute" in parsed.disable_passes and parsed.memory_budget is not None:
+        raise OptionError(
+            "The option 'memory_budget' needs the pass 'recompute', which 'disable_passes' turns "
+            "off. Remove one of the two."
+        )
+    return parsed
+
+
+def read_budget(value: Any) -> MemoryBudget:
+    """A memory budget from an int or text; see ``MemoryBudget``."""
+    import re
+
+    if isinstance(value, str):
+        if value.strip().lower() == "auto":
+            return MemoryBudget(value, auto=True)
+        match = re.fullmatch(_PERCENT_OF_DEFAULT, value, re.IGNORECASE)
+        if match:
+            share = float(match[1]) / 100
+            if share <= 0:
+                raise OptionError(
+                    f"The option 'memory_budget' is {value!r}; a share of the default's peak "
+                    'must be above 0, such as "60% of default".'
+                )
+            return MemoryBudget(value, share=share)
+    return MemoryBudget(str(value), num_bytes=_read_bytes("memory_budget", value))
+
+
+def _read_bytes(option: str, value: Any) -> int:
+    forms = _BUDGET_FORMS if option == "memory_budget" else 'bytes as an int, "6GiB" or "800MB"'
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise OptionError(f"The option {option!r} is {value!r}; it takes {forms}.")
+    try:
+        num_bytes = int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise OptionError(
+            f"The option {option!r} is {value!r}, which is not a size in bytes. It takes {forms}."
+        ) from None
+    if num_bytes <= 0:
+        raise OptionError(f"The option {option!r} is {value!r}; it must be above 0. It takes {forms}.")
+    return num_bytes
+
+
+def refuse_mode(mode: Any) -> None:
+    """``torch.compile(mode=...)`` sets Inductor's configuration; ours goes through options."""
+    if mode is not None:
+        raise OptionError(
+            f"backend='sat' takes no mode ({mode!r} was given). What a mode sets in Inductor can "
+            "be given by name: options={'inductor': {'max_autotune': True}}, for instance."
+        )
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)

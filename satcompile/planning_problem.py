@@ -1,0 +1,269 @@
+"""The joint graph in the solver's numbers, and the solver's answer in the graph's nodes.
+
+Two views of one graph: a ``Step`` (every operation and storage, for simulating memory) and a
+two-phase ``Problem`` (values of the forward that the backward may need, for choosing). Views
+vanish into the storage they share: saving or recomputing concerns storages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import torch
+from torch import fx
+
+from satcompile.cost.roofline import CostModel, OperationCost
+from satcompile.solver import two_phase
+from satcompile.solver.step import Phase, Step, StepOperation
+from satcompile.torch_compat import is_backward_state, recompute_tag
+from satcompile.training_graph import (
+    TrainingGraph,
+    is_getitem,
+    is_multi_output,
+    is_scalar,
+    is_tensor,
+    storage_bytes,
+)
+
+# Higher-order operators without effects of their own, safe to run twice.
+_PURE_HIGHER_ORDER = ("flex_attention",)
+
+
+class PlanningProblem:
+    """Numbers of one ``TrainingGraph`` under one ``CostModel``.
+
+    Attributes:
+        storages: the node that made each storage; a storage's index is its position.
+        operations: the node of each of ``step.operations``.
+    """
+
+    def __init__(self, graph: TrainingGraph, costs: CostModel) -> None:
+        self.graph, self.costs = graph, costs
+        owners = graph.owners
+        self.storages = [n for n in graph.graph.nodes if owners[n] is n and is_tensor(n)]
+        self.index_of = {node: index for index, node in enumerate(self.storages)}
+        self.operations = [n for n in graph.graph.nodes if self._is_operation(n)]
+
+    def _is_operation(self, node: fx.Node) -> bool:
+        if node.op != "call_function" or is_getitem(node) or is_scalar(node):
+            return False
+        if is_multi_output(node):
+            # A split into views makes no storage: its parts share its argument's.
+            return bool(self._writes(node)) or not node.users
+        return self.graph.owners[node] is node or _is_mutation(node)
+
+    def storage_of(self, node: fx.Node) -> int | None:
+        return self.index_of.get(self.graph.owners[node])
+
+    def storages_of(self, nodes: Iterable[fx.Node]) -> frozenset[int]:
+        found = (self.storage_of(node) for node in nodes)
+        return frozenset(index for index in found if index is not None)
+
+    def _writes(self, node: fx.Node) -> tuple[int, ...]:
+        if is_multi_output(node):
+            parts = [u for u in node.users if is_getitem(u) and self.graph.owners[u] is u]
+            return tuple(self.index_of[part] for part in parts if part in self.index_of)
+        return (self.index_of[node],) if node in self.index_of else ()
+
+    def _reads(self, node: fx.Node) -> tuple[int, ...]:
+        found = (self.storage_of(argument) for argument in node.all_input_nodes)
+        return tuple(dict.fromkeys(index for index in found if index is not None))
+
+    def _phase(self, node: fx.Node) -> Phase:
+        if self.graph.is_backward(node):
+            return Phase.BACKWARD
+        return Phase.FORWARD if self.graph.is_forward(node) else Phase.EITHER
+
+    @cached_property
+    def step(self) -> Step:
+        graph = self.graph
+        transient = {graph.forward_outputs[position] for position in graph.transient_outputs}
+        transient.discard(None)
+        outputs = graph.nodes_of(graph.forward_outputs)
+        held = self.storages_of(node for node in outputs if node not in transient)
+        return Step(
+            operations=[self._step_operation(node) for node in self.operations],
+            storage_bytes=[self._bytes(node) for node in self.storages],
+            outputs=held,
+            transient_outputs=self.storages_of(graph.nodes_of(transient)) - held,
+            gradients=self.storages_of(graph.nodes_of(graph.backward_outputs)),
+            tangents=self.storages_of(graph.tangents),
+        )
+
+    def _bytes(self, node: fx.Node) -> int:
+        exists_before = node.op in ("placeholder", "get_attr") and node not in self.graph.tangents
+        return 0 if exists_before else storage_bytes(node.meta["val"])
+
+    def _step_operation(self, node: fx.Node) -> StepOperation:
+        writes = self._writes(node)
+        fusible = self.costs.is_fusible(node)
+        return StepOperation(
+            name=node.name,
+            reads=self._reads(node),
+            writes=writes,
+            phase=self._phase(node),
+            fusible=fusible,
+            reduces=fusible and self._reduces(node),
+        )
+
+    def _reduces(self, node: fx.Node) -> bool:
+        read = [n.meta["val"].numel() for n in node.all_input_nodes if is_tensor(n)]
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or not read:
+            return True
+        return bool(int(value.numel()) < int(max(read)))
+
+    # -- the choice ----------------------------------------------------------------------
+
+    @cached_property
+    def prices(self) -> list[OperationCost]:
+        return [self.costs.price(node) for node in self.operations]
+
+    @cached_property
+    def forward_time_us(self) -> float:
+        """Time of the forward: each kernel alone or, where fused, what it adds."""
+        total = 0.0
+        for operation, price in zip(self.step.operations, self.prices, strict=True):
+            if operation.phase is Phase.FORWARD:
+                total += price.alone_us if self._reads_unfused(operation) else price.inline_us
+        return total
+
+    def _reads_unfused(self, operation: StepOperation) -> bool:
+        """Whether some reader of its results, or none at all, makes them reach memory."""
+        readers = [r for s in operation.writes for r in self._readers.get(s, ())]
+        return not readers or any(not self.step.operations[r].fusible for r in readers)
+
+    @cached_property
+    def _readers(self) -> dict[int, list[int]]:
+        readers: dict[int, list[int]] = {}
+        for index, operation in enumerate(self.step.operations):
+            for storage in operation.reads:
+                readers.setdefault(storage, []).append(index)
+        return readers
+
+    @cached_property
+    def choices(self) -> list[int]:
+        """Storages that the two-phase problem decides on: results of non-backward operations."""
+        return [
+            storage
+            for operation in self.step.operations
+            if operation.phase is not Phase.BACKWARD
+            for storage in operation.writes
+        ]
+
+    @cached_property
+    def two_phase(self) -> two_phase.Problem:
+        step, makers = self.step, self.step.makers()
+        position = {storage: i for i, storage in enumerate(self.choices)}
+        forward = [i for i, o in enumerate(step.operations) if o.phase is not Phase.BACKWARD]
+        number = {operation: i for i, operation in enumerate(forward)}
+        operations = [
+            two_phase.Operation(
+                name=step.operations[i].name,
+                time_us=self._recompute_us(i),
+                reads=tuple(position[s] for s in step.operations[i].reads if s in position),
+                recomputable=self.is_recomputable(self.operations[i]),
+            )
+            for i in forward
+        ]
+        values = [self._value(s, makers[s], number) for s in self.choices]
+        return two_phase.Problem(operations, values)
+
+    def _recompute_us(self, index: int) -> float:
+        # What only the backward needs is computed once wherever it stands.
+        if self.step.operations[index].phase is Phase.EITHER:
+            return 0.0
+        return self.prices[index].inline_us
+
+    def _value(self, storage: int, maker: int, number: dict[int, int]) -> two_phase.Value:
+        step = self.step
+        readers = self._readers.get(storage, [])
+        backward = [r for r in readers if step.operations[r].phase is Phase.BACKWARD]
+        others = [r for r in readers if step.operations[r].phase is not Phase.BACKWARD]
+        num_bytes = 0 if storage in step.outputs else step.storage_bytes[storage]
+        price, fusible = self.prices[maker], step.operations[maker].fusible
+        in_forward = step.operations[maker].phase is Phase.FORWARD
+        forward_readers = [r for r in others if step.operations[r].phase is Phase.FORWARD]
+        fused_away = (
+            self.costs.fusion
+            and fusible
+            and bool(forward_readers)
+            and all(step.operations[r].fusible for r in forward_readers)
+            and storage not in step.outputs
+        )
+        return two_phase.Value(
+            producer=number[maker],
+            num_bytes=num_bytes,
+            needed=bool(backward) or storage in step.gradients,
+            saveable=recompute_tag(self.storages[storage]) != "recompute",
+            save_time_us=self.costs.traffic_us(num_bytes) if fused_away else 0.0,
+            materialize_time_us=max(0.0, price.alone_us - price.inline_us) if in_forward else 0.0,
+            unfused_backward=any(not step.operations[r].fusible for r in backward),
+            unfused_readers=tuple(
+                number[r] for r in others if not step.operations[r].fusible
+            ),
+        )
+
+    def is_recomputable(self, node: fx.Node) -> bool:
+        """Whether ``node`` may run twice: pure, deterministic, and not told otherwise."""
+        tag = recompute_tag(node)
+        if tag is not None:
+            return tag == "recompute"
+        if any(recompute_tag(user) == "save" for user in node.users if is_getitem(user)):
+            return False
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return node.target.name() in _PURE_HIGHER_ORDER
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return True
+        return not (node.target._schema.is_mutable or is_random(node))
+
+    # -- the answer ------------------------------------------------------------------------
+
+    def nodes_to_save(self, saved: Iterable[int]) -> tuple[list[fx.Node], list[fx.Node]]:
+        """Nodes that cross to the backward when the storages ``saved`` do.
+
+        Returns:
+            Tensors (parameters and inputs that the backward reads among them) and symbolic
+            sizes, in the joint graph's order.
+        """
+        chosen = {self.storages[index] for index in saved}
+        crossing: set[fx.Node] = set()
+        seen: set[fx.Node] = set()
+        stack = list(self.graph.nodes_of(self.graph.backward_outputs))
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in chosen or self._crosses_anyway(node):
+                crossing.add(node)
+            else:
+                stack.extend(node.all_input_nodes)
+        ordered = [node for node in self.graph.graph.nodes if node in crossing]
+        tensors = [n for n in ordered if not is_scalar(n)]
+        return tensors, [n for n in ordered if is_scalar(n)]
+
+    def _crosses_anyway(self, node: fx.Node) -> bool:
+        if self.graph.is_backward(node):
+            return False
+        if node.op == "placeholder":
+            return not is_backward_state(node)
+        # A number read off a tensor; numbers made of numbers are computed again for free.
+        return is_scalar(node) and any(not is_scalar(a) for a in node.all_input_nodes)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether ``node`` draws random numbers. Inductor's ``inductor_random`` does not: it is a
+    function of its seed, and replaying it from a saved seed gives the same numbers."""
+    target = node.target
+    if "inductor_seed" in str(target):
+        return True
+    if "inductor_rand" in str(target) or "inductor_lookup_seed" in str(target):
+        return False
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+def _is_mutation(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+

@@ -1,0 +1,159 @@
+"""What a report says, as data. ``to_dict`` is stable: keys are added, never renamed.
+
+All sizes are bytes, all times microseconds; formatting happens where things are printed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ValueRow:
+    """A value that crosses to the backward, or that is computed again there.
+
+    Attributes:
+        name: its node in the joint graph.
+        num_bytes: of its storage.
+        dtype, shape: of the value.
+        module: path of the module that made it, "" where unknown.
+        source: "file:line" of the user's code, "" where unknown.
+        copies: how often it is computed in the step (1 for saved values).
+    """
+
+    name: str
+    num_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    module: str
+    source: str
+    copies: int
+
+    def to_dict(self) -> dict[str, Any]:
+        row = asdict(self)
+        return {"name": row["name"], "bytes": row["num_bytes"], **{
+            key: row[key] for key in ("dtype", "shape", "module", "source", "copies")
+        }}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """A pass that ran on the graph: its name, its time, and what it changed."""
+
+    name: str
+    time_us: float
+    changed: str
+
+
+@dataclass
+class GraphReport:
+    """One compiled training graph.
+
+    Attributes:
+        name: Dynamo's compile id and the function it compiled.
+        budget_bytes: what was asked, reserve included; None without a budget.
+        reserve_bytes: kept free out of the budget for what the backend cannot see.
+        resident_bytes: alive before the step; ``resident`` has it by kind.
+        predicted_peak_bytes: resident plus what the step allocates, by ``prediction``.
+        prediction: "generated code" (its own allocations, added up) or "simulation".
+        default_peak_bytes: the same for torch.compile's own plan, by ``default_prediction``.
+        floor_bytes: the smallest peak for which a valid plan is held; None until asked for.
+        measured_peak_bytes: resident plus the latest ``measure_peak`` in which the graph ran.
+        saved_bytes: alive between forward and backward.
+        forward_time_us: of the forward, by the cost model.
+        recompute_time_us: of what the backward computes again.
+        optimality_gap: share of ``forward_time_us`` by which the plan may exceed the optimum of
+            the class that ``bound_kind`` names.
+        saved, recomputed: largest first.
+        passes: in the order in which they ran.
+        rounds: compilations it took until the generated code was within the budget.
+        notes: what else a reader must know.
+    """
+
+    name: str
+    budget_bytes: int | None
+    reserve_bytes: int
+    resident: dict[str, int]
+    predicted_peak_bytes: int
+    prediction: str
+    default_peak_bytes: int
+    default_prediction: str
+    saved_bytes: int
+    forward_time_us: float
+    recompute_time_us: float
+    optimality_gap: float
+    bound_kind: str
+    saved: Sequence[ValueRow]
+    recomputed: Sequence[ValueRow]
+    passes: Sequence[PassRow]
+    rounds: int = 1
+    measured_peak_bytes: int | None = None
+    notes: list[str] = field(default_factory=list)
+    _floor: Any = field(default=None, repr=False)
+
+    @property
+    def resident_bytes(self) -> int:
+        return sum(self.resident.values())
+
+    @property
+    def floor_bytes(self) -> int:
+        """Simulated; computed at the first call."""
+        if callable(self._floor):
+            self._floor = self._floor()
+        return self.resident_bytes + int(self._floor)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "budget_bytes": self.budget_bytes,
+            "reserve_bytes": self.reserve_bytes,
+            "resident_bytes": self.resident_bytes,
+            "resident": dict(self.resident),
+            "predicted_peak_bytes": self.predicted_peak_bytes,
+            "prediction": self.prediction,
+            "measured_peak_bytes": self.measured_peak_bytes,
+            "default_peak_bytes": self.default_peak_bytes,
+            "default_prediction": self.default_prediction,
+            "floor_bytes": self.floor_bytes,
+            "saved_bytes": self.saved_bytes,
+            "forward_time_us": self.forward_time_us,
+            "recompute_time_us": self.recompute_time_us,
+            "optimality_gap": self.optimality_gap,
+            "bound_kind": self.bound_kind,
+            "saved": [row.to_dict() for row in self.saved],
+            "recomputed": [row.to_dict() for row in self.recomputed],
+            "passes": [asdict(row) for row in self.passes],
+            "rounds": self.rounds,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was decided for what was asked about; see ``satcompile.report``."""
+
+    graphs: Sequence[GraphReport]
+
+    def __str__(self) -> str:
+        from satcompile.report.terminal import render
+
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys."""
+        return {"format": 1, "graphs": [graph.to_dict() for graph in self.graphs]}
+
+    def save(self, path: str | Path) -> None:
+        """Write the report; the name must end in ``.json``.
+
+        Raises:
+            ValueError: another ending.
+        """
+        path = Path(path)
+        if path.suffix != ".json":
+            raise ValueError(f"{path.name!r}: a report is saved as .json in this version.")
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")

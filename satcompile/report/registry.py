@@ -1,0 +1,151 @@
+"""Which compiled graphs belong to what: bound to the tensors passed at run time.
+
+Dynamo gives one compiled graph to several instances of a class, so that a graph belongs to
+every module whose parameters it was ever called with, and to the function whose code it is.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from satcompile.errors import NotCompiledError
+from satcompile.report.data import GraphReport, Report
+
+
+class GraphRecord:
+    """One compiled graph: its report and whom it served."""
+
+    def __init__(
+        self, report: GraphReport, code: types.CodeType | None, parameters: Sequence[int]
+    ) -> None:
+        self.report, self.code = report, code
+        self._positions = (parameters[0], parameters[-1]) if parameters else ()
+        self._known: set[tuple[int, ...]] = set()
+        self._served: list[weakref.ref[torch.Tensor]] = []
+
+    def observe(self, args: Sequence[Any]) -> None:
+        """Note a call. One parameter in front and one at the end tell instances apart."""
+        key = tuple(id(args[position]) for position in self._positions)
+        if key not in self._known:
+            self._known.add(key)
+            self._served.extend(weakref.ref(args[position]) for position in self._positions)
+        if _watchers:
+            for watcher in _watchers:
+                watcher.saw(self)
+
+    def served(self, parameters: set[int]) -> bool:
+        alive = (reference() for reference in self._served)
+        return any(id(tensor) in parameters for tensor in alive if tensor is not None)
+
+    def is_of(self, code: types.CodeType) -> bool:
+        """Whether the graph is of this code, or of a piece into which Dynamo broke it."""
+        if self.code is None:
+            return False
+        same_place = (self.code.co_filename, self.code.co_firstlineno) == (
+            code.co_filename,
+            code.co_firstlineno,
+        )
+        resumed = self.code.co_name.startswith("torch_dynamo_resume_in_")
+        return self.code is code or (
+            same_place and (self.code.co_name == code.co_name or resumed)
+        )
+
+
+_records: list[GraphRecord] = []
+_watchers: list[StepWatcher] = []
+_lock = threading.Lock()
+
+
+def add(record: GraphRecord) -> None:
+    with _lock:
+        _records.append(record)
+
+
+def has_other_graphs(record: GraphRecord) -> bool:
+    """Whether another graph of the same code, or a piece of it, is known: a graph break."""
+    code = record.code
+    return code is not None and code.co_name.startswith("torch_dynamo_resume_in_")
+
+
+def forget_all() -> None:
+    """Drop every record, as ``torch.compiler.reset()`` drops every graph."""
+    with _lock:
+        _records.clear()
+
+
+class StepWatcher:
+    """Collects the graphs that run while a step is measured."""
+
+    def __init__(self) -> None:
+        self._ran: dict[int, GraphRecord] = {}
+
+    def saw(self, record: GraphRecord) -> None:
+        self._ran[id(record)] = record
+
+    def record(self, peak_bytes: int) -> None:
+        """The step's measured peak, for the reports of the graphs that ran in it."""
+        for record in self._ran.values():
+            report = record.report
+            report.measured_peak_bytes = report.resident_bytes + peak_bytes
+
+
+@contextmanager
+def observing_steps() -> Iterator[StepWatcher]:
+    watcher = StepWatcher()
+    _watchers.append(watcher)
+    try:
+        yield watcher
+    finally:
+        _watchers.remove(watcher)
+
+
+def report(compiled: Any = None) -> Report:
+    """What the backend decided for ``compiled``.
+
+    Args:
+        compiled: what ``torch.compile`` returned, a module with ``.compile()``, or the function
+            it was made of; None for every training graph of the process.
+
+    Raises:
+        NotCompiledError: no training graph of it was compiled by this backend.
+    """
+    with _lock:
+        records = list(_records)
+    if compiled is not None:
+        records = [record for record in records if _belongs(record, compiled)]
+    if not records:
+        raise NotCompiledError(_nothing_compiled(compiled))
+    return Report([record.report for record in records])
+
+
+def _belongs(record: GraphRecord, compiled: Any) -> bool:
+    if isinstance(compiled, torch.nn.Module):
+        original = getattr(compiled, "_orig_mod", compiled)
+        parameters = {id(p) for p in original.parameters()}
+        if parameters:
+            return record.served(parameters)
+        compiled = original.forward
+    original = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    code = getattr(getattr(original, "__func__", original), "__code__", None)
+    return code is not None and record.is_of(code)
+
+
+def _nothing_compiled(compiled: Any) -> str:
+    if compiled is None:
+        return (
+            "No training graph was compiled with backend='sat' in this process yet. Run a forward "
+            "with gradients first; under no_grad there is no backward to plan."
+        )
+    name = getattr(compiled, "__name__", type(compiled).__name__)
+    return (
+        f"No training graph of {name} was compiled with backend='sat'. Compile it with "
+        "torch.compile(..., backend='sat') and run a forward with gradients first; "
+        "satcompile.report() without an argument shows every graph of the process."
+    )

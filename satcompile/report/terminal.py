@@ -1,0 +1,127 @@
+"""The report as text for a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from satcompile.report.data import GraphReport, Report, ValueRow
+
+_ROWS = 12
+
+
+def format_bytes(num_bytes: float | None) -> str:
+    """Binary units: 1.50 GiB."""
+    if num_bytes is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError
+
+
+def format_time(time_us: float) -> str:
+    if time_us < 1e3:
+        return f"{time_us:.0f} us"
+    return f"{time_us / 1e3:.1f} ms" if time_us < 1e6 else f"{time_us / 1e6:.2f} s"
+
+
+def render(report: Report, width: int = 110) -> str:
+    """Plain text, at most ``width`` columns."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, highlight=False)
+    for graph in report.graphs:
+        _render_graph(graph, console)
+    return out.getvalue().rstrip() + "\n"
+
+
+def _render_graph(graph: GraphReport, console: Console) -> None:
+    console.rule(escape(f"graph {graph.name}"), align="left", characters="-")
+    console.print(_summary(graph))
+    for title, rows in (("saved for backward", graph.saved), ("recomputed", graph.recomputed)):
+        if rows:
+            console.print(_values(title, rows))
+    passes = Table("pass", "time", "effect", title="passes", title_justify="left", box=None)
+    for row in graph.passes:
+        passes.add_row(row.name, format_time(row.time_us), escape(row.changed))
+    console.print(passes)
+    for note in graph.notes:
+        console.print(f"note: {escape(note)}")
+    console.print()
+
+
+def _summary(graph: GraphReport) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_column(style=None, no_wrap=True)
+    table.add_column()
+    table.add_row("budget", _budget(graph))
+    table.add_row("predicted peak", f"{format_bytes(graph.predicted_peak_bytes)}  (by {graph.prediction})")
+    measured = graph.measured_peak_bytes
+    if measured is not None:
+        off = graph.predicted_peak_bytes / measured - 1
+        table.add_row("measured peak", f"{format_bytes(measured)}  (prediction {off:+.2%})")
+    share = graph.predicted_peak_bytes / max(1, graph.default_peak_bytes)
+    table.add_row(
+        "torch.compile's own peak",
+        f"{format_bytes(graph.default_peak_bytes)}  (by {graph.default_prediction}; ours is {share:.1%})",
+    )
+    kinds = ", ".join(f"{k} {format_bytes(v)}" for k, v in graph.resident.items() if v)
+    table.add_row("resident before the step", f"{format_bytes(graph.resident_bytes)}  ({kinds})")
+    table.add_row("saved for backward", format_bytes(graph.saved_bytes))
+    added = graph.recompute_time_us / graph.forward_time_us if graph.forward_time_us else 0.0
+    table.add_row("time added", f"{format_time(graph.recompute_time_us)}, {added:.1%} of the forward's {format_time(graph.forward_time_us)} (cost model)")
+    table.add_row("proven gap", f"{graph.optimality_gap:.3%} of the forward  ({escape(graph.bound_kind)})")
+    return table
+
+
+def _budget(graph: GraphReport) -> str:
+    if graph.budget_bytes is None:
+        return "none: no more memory and no more time than torch.compile's default"
+    reserve = f", {format_bytes(graph.reserve_bytes)} of it reserved" if graph.reserve_bytes else ""
+    return f"{format_bytes(graph.budget_bytes)}{reserve}"
+
+
+def _values(title: str, rows: Sequence[ValueRow]) -> Table:
+    table = Table(
+        "value", "bytes", "dtype", "shape", "module", "source", "count",
+        title=title, title_justify="left", box=None,
+    )  # fmt: skip
+    folded = fold_layers(rows)
+    for row, count in folded[:_ROWS]:
+        table.add_row(
+            escape(row.name), format_bytes(row.num_bytes * count), row.dtype,
+            "x".join(map(str, row.shape)), escape(row.module), escape(row.source), f"{count}",
+        )  # fmt: skip
+    rest = folded[_ROWS:]
+    if rest:
+        total = sum(row.num_bytes * count for row, count in rest)
+        count = sum(count for _, count in rest)
+        table.add_row("others", format_bytes(total), "", "", "", "", f"{count}")
+    return table
+
+
+def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
+    """Values of identical layers as one row with a count, largest sum first.
+
+    Identical: same shape, dtype and source line, in modules that differ in numbers only
+    (``h.0.mlp`` and ``h.7.mlp`` become ``h.*.mlp``).
+    """
+    groups: dict[tuple, list[ValueRow]] = {}
+    for row in rows:
+        module = re.sub(r"\b\d+\b", "*", row.module)
+        key = (module, row.source, row.dtype, row.shape, re.sub(r"_\d+$", "", row.name))
+        groups.setdefault(key, []).append(row)
+    folded = []
+    for (module, *_), members in groups.items():
+        first = members[0]
+        name = first.name if len(members) == 1 else re.sub(r"_\d+$", "", first.name) + "_*"
+        shown = first.module if len(members) == 1 else module
+        row = ValueRow(name, first.num_bytes, first.dtype, first.shape, shown, first.source, first.copies)
+        folded.append((row, len(members)))
+    return sorted(folded, key=lambda item: -item[0].num_bytes * item[1])

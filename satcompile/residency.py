@@ -1,0 +1,143 @@
+"""What is alive on the device before a step begins: read off the tensors given at run time.
+
+Parameters, buffers, inputs, gradients that are set, and the state of every optimizer that
+holds these parameters, predicted by a step on fake tensors where it does not exist yet.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from satcompile.training_graph import storage_bytes
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Bytes alive before the step, by kind; ``notes`` says what could not be predicted."""
+
+    parameters: int = 0
+    inputs: int = 0
+    gradients: int = 0
+    optimizer_state: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        return self.parameters + self.inputs + self.gradients + self.optimizer_state
+
+
+def measure_residency(tensors: Sequence[Any]) -> Residency:
+    """Residency of a graph that is about to be called with ``tensors`` (others are skipped)."""
+    seen: set[int] = set()
+    parameters = inputs = gradients = 0
+    held = [t for t in tensors if isinstance(t, torch.Tensor)]
+    for tensor in held:
+        num_bytes = _new_bytes(tensor, seen)
+        # Buffers arrive as plain tensors, like inputs; torch marks what outlives the call.
+        if isinstance(tensor, torch.nn.Parameter) or _is_static(tensor):
+            parameters += num_bytes
+        else:
+            inputs += num_bytes
+    trained = [t for t in held if isinstance(t, torch.nn.Parameter) and t.requires_grad]
+    for parameter in trained:
+        if parameter.grad is not None:
+            gradients += _new_bytes(parameter.grad, seen)
+    state, notes = _optimizer_state_bytes(trained)
+    return Residency(parameters, inputs, gradients, state, notes)
+
+
+def _is_static(tensor: torch.Tensor) -> bool:
+    return bool(getattr(tensor, "_dynamo_static_input_type", None))
+
+
+def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
+    """Bytes of the tensor's storage, 0 if it was counted before."""
+    if _is_fake(tensor):
+        return storage_bytes(tensor)
+    storage = tensor.untyped_storage()
+    if storage._cdata in seen:
+        return 0
+    seen.add(storage._cdata)
+    return int(storage.nbytes())
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tuple[str, ...]]:
+    wanted = {id(parameter) for parameter in parameters}
+    total, notes = 0, []
+    for optimizer in _live_optimizers():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in wanted:
+                    continue
+                state = optimizer.state.get(parameter)
+                if state:
+                    total += sum(storage_bytes(value) for value in state.values())
+                    continue
+                predicted = _predict_state_bytes(optimizer, group, parameter)
+                if predicted is None:
+                    notes.append(
+                        f"the state of {type(optimizer).__name__} cannot be predicted before its "
+                        "first step; keep bytes free for it with the option 'reserve'"
+                    )
+                    return total, tuple(notes)
+                total += predicted
+    return total, tuple(notes)
+
+
+def _live_optimizers() -> list[torch.optim.Optimizer]:
+    # Optimizers are made before and after us, by users and by trainers: asking the collector
+    # finds them all, once per compilation.
+    return [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
+
+
+_predictions: dict[Any, int | None] = {}
+
+
+def _predict_state_bytes(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor
+) -> int | None:
+    """Bytes of state after a first step, by taking that step on fake tensors."""
+    settings = {key: value for key, value in group.items() if key != "params"}
+    key = (type(optimizer), repr(sorted(settings.items(), key=lambda item: item[0])),
+           tuple(parameter.shape), parameter.dtype)  # fmt: skip
+    if key not in _predictions:
+        _predictions[key] = _step_on_fake(optimizer, settings, parameter)
+    return _predictions[key]
+
+
+def _step_on_fake(
+    optimizer: torch.optim.Optimizer, settings: dict[str, Any], parameter: torch.Tensor
+) -> int | None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), torch.enable_grad():
+        fake = torch.nn.Parameter(
+            torch.empty_strided(
+                tuple(parameter.shape), parameter.stride(), dtype=parameter.dtype, device="cpu"
+            )
+        )
+        fake.grad = torch.empty_like(fake)
+        twin = copy.copy(optimizer)
+        twin.__dict__ = dict(optimizer.__dict__)
+        twin.state = type(optimizer.state)(dict)
+        plain = {**settings, "fused": None, "foreach": False, "capturable": False}
+        twin.param_groups = [{**{k: v for k, v in plain.items() if k in settings}, "params": [fake]}]
+        try:
+            type(optimizer).step.__wrapped__(twin)  # without profiling and hooks
+        except Exception:
+            # Any optimizer may come along, with any code in its step. Not predictable is an
+            # answer, which the report shows; it is not a reason to stop the training.
+            return None
+        return sum(storage_bytes(value) for value in twin.state[fake].values())

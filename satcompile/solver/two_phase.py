@@ -1,0 +1,284 @@
+"""Two-phase rematerialization: which forward values cross into the backward.
+
+The problem. Operations of the forward make values; the backward reads some of them. Every
+value that it reads is either *saved* (kept in memory from forward to backward) or
+*recomputed* (its operation runs again, for which its own inputs must be saved or recomputed
+in turn). Saved bytes are bounded; recompute time is to be least. Without the bound this is a
+minimum cut (Jain et al., Checkmate, MLSys 2020, section 4, with one phase boundary; torch's
+partitioner solves that cut with other weights); the one knapsack row makes it a small
+mixed-integer program, solved here by HiGHS.
+
+Optimal for this class: one copy of each recomputed value, alive from its recomputation to
+its last use. Not optimal for the peak at every step, where several copies of a value pay off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import optimize, sparse
+
+BOUND_KIND = "two-phase: exact for saved bytes, one copy of each recomputed value"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of the forward.
+
+    Attributes:
+        name: for reports.
+        time_us: what running it again costs, its results being read by fused kernels only.
+        reads: indices of values it needs; values that are always there (parameters, inputs)
+            are left out.
+        recomputable: False for randomness, collectives, effects and the like.
+    """
+
+    name: str
+    time_us: float
+    reads: tuple[int, ...]
+    recomputable: bool = True
+
+
+@dataclass(frozen=True)
+class Value:
+    """A result of an operation, with all the views of its storage.
+
+    Attributes:
+        producer: index of the operation.
+        num_bytes: what saving it costs; 0 where it stays alive anyway.
+        needed: the backward reads it.
+        saveable: False where saving is not allowed (results of forced recomputation).
+        save_time_us: what saving costs in time: a write that fusion would have avoided.
+        materialize_time_us: what recomputing it costs on top of its operation's time when a
+            reader cannot fuse it, so that it must be written to memory.
+        unfused_backward: the backward itself has such a reader.
+        unfused_readers: the operations that are such readers.
+    """
+
+    producer: int
+    num_bytes: int
+    needed: bool = False
+    saveable: bool = True
+    save_time_us: float = 0.0
+    materialize_time_us: float = 0.0
+    unfused_backward: bool = False
+    unfused_readers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    operations: Sequence[Operation]
+    values: Sequence[Value]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A choice and what is known about it.
+
+    Attributes:
+        saved: indices of saved values.
+        recomputed: indices of operations that run again.
+        saved_bytes: sum over ``saved``.
+        time_us: objective of the choice: recompute, writes for saving and materializing.
+        bound_us: proven lower bound of the objective under the same limit.
+        nodes: branch-and-bound nodes spent.
+    """
+
+    saved: frozenset[int]
+    recomputed: frozenset[int]
+    saved_bytes: int
+    time_us: float
+    bound_us: float
+    nodes: int = field(default=0, compare=False)
+
+    @property
+    def gap_us(self) -> float:
+        return max(0.0, self.time_us - self.bound_us)
+
+
+class Infeasible(Exception):
+    """No choice keeps the saved bytes within the limit."""
+
+
+class Unsolvable(Exception):
+    """The solver gave up before it found a choice."""
+
+
+def evaluate(problem: Problem, saved: Iterable[int]) -> Solution:
+    """The choice that saves ``saved`` and recomputes whatever else the backward needs.
+
+    Raises:
+        Infeasible: something needed can be neither recomputed nor reached.
+    """
+    chosen = frozenset(saved)
+    recomputed: set[int] = set()
+    stack = [i for i, value in enumerate(problem.values) if value.needed and i not in chosen]
+    while stack:
+        index = problem.values[stack.pop()].producer
+        if index in recomputed:
+            continue
+        operation = problem.operations[index]
+        if not operation.recomputable:
+            raise Infeasible(f"{operation.name} can be neither saved nor recomputed")
+        recomputed.add(index)
+        stack.extend(i for i in operation.reads if i not in chosen)
+    time_us = sum(problem.operations[index].time_us for index in recomputed)
+    for i, value in enumerate(problem.values):
+        if i in chosen:
+            time_us += value.save_time_us
+        elif value.producer in recomputed and _is_materialized(value, recomputed):
+            time_us += value.materialize_time_us
+    return Solution(
+        saved=chosen,
+        recomputed=frozenset(recomputed),
+        saved_bytes=sum(problem.values[i].num_bytes for i in chosen),
+        time_us=time_us,
+        bound_us=0.0,
+    )
+
+
+def _is_materialized(value: Value, recomputed: set[int]) -> bool:
+    return value.unfused_backward or any(reader in recomputed for reader in value.unfused_readers)
+
+
+def solve(
+    problem: Problem,
+    saved_bytes_limit: int,
+    gap_us: float = 0.0,
+    node_limit: int = 2_000,
+    time_limit_s: float = 60.0,
+) -> Solution:
+    """Least time with at most ``saved_bytes_limit`` saved bytes, proven up to ``gap_us``.
+
+    ``node_limit`` counts work, so that the same problem gives the same plan on every machine
+    and rank; ``time_limit_s`` only guards against the unforeseen.
+
+    Raises:
+        Infeasible: the limit is below what any choice must save.
+        Unsolvable: the limits on work ended the search before a choice was found.
+    """
+    model = _Model(problem, saved_bytes_limit)
+    outcome = optimize.milp(
+        model.costs,
+        integrality=model.integrality,
+        bounds=optimize.Bounds(model.lower, model.upper),
+        constraints=optimize.LinearConstraint(model.matrix(), model.row_lower, np.inf),
+        options={
+            "node_limit": node_limit,
+            "time_limit": time_limit_s,
+            "mip_rel_gap": model.relative_gap(gap_us),
+        },
+    )
+    if outcome.status == 2:
+        raise Infeasible(f"no choice saves at most {saved_bytes_limit} bytes")
+    if outcome.x is None:
+        raise Unsolvable(outcome.message)
+    found = evaluate(problem, model.saved_in(outcome.x))
+    found = _drop_useless(problem, found)
+    bound_us = (outcome.mip_dual_bound or 0.0) - model.constant
+    return Solution(
+        saved=found.saved,
+        recomputed=found.recomputed,
+        saved_bytes=found.saved_bytes,
+        time_us=found.time_us,
+        bound_us=min(max(0.0, bound_us), found.time_us),
+        nodes=int(outcome.mip_node_count or 0),
+    )
+
+
+def _drop_useless(problem: Problem, found: Solution) -> Solution:
+    """Without the saved values that nothing in the backward reads."""
+    read = {i for i, value in enumerate(problem.values) if value.needed}
+    for index in found.recomputed:
+        read.update(problem.operations[index].reads)
+    useful = found.saved & read
+    return found if useful == found.saved else evaluate(problem, useful)
+
+
+class _Model:
+    """The mixed-integer program. Columns: save per value, recompute per operation, write per
+    value that may have to be materialized, and a constant. Only the first are declared integer: for fixed
+    saves the rest is a system of implications, whose extreme points are integral."""
+
+    def __init__(self, problem: Problem, saved_bytes_limit: int) -> None:
+        values, operations = problem.values, problem.operations
+        self._num_values, self._num_operations = len(values), len(operations)
+        written = [i for i, v in enumerate(values) if _may_be_materialized(v)]
+        column_of_write = {
+            i: self._num_values + self._num_operations + k for k, i in enumerate(written)
+        }
+        times = [
+            *(value.save_time_us for value in values),
+            *(operation.time_us for operation in operations),
+            *(values[i].materialize_time_us for i in written),
+        ]
+        # HiGHS stops at a gap relative to the objective. A column fixed at one, which costs
+        # as much as all others together, turns that into an absolute gap.
+        self.constant = float(sum(times)) or 1.0
+        self.num_columns = len(times) + 1
+        self.costs = np.array([*times, self.constant])
+        self.lower = np.zeros(self.num_columns)
+        self.upper = np.ones(self.num_columns)
+        self.lower[-1] = 1
+        self.integrality = np.zeros(self.num_columns)
+        self.integrality[: self._num_values] = 1
+        self._rows: list[dict[int, float]] = []
+        self.row_lower: list[float] = []
+        for i, value in enumerate(values):
+            self._add_value(i, value, column_of_write)
+        for index, operation in enumerate(operations):
+            self._add_operation(index, operation, values)
+        heavy = {i: float(-v.num_bytes) for i, v in enumerate(values) if v.num_bytes}
+        # In units of the largest value: rows of wildly different scale upset the solver.
+        scale = max((-weight for weight in heavy.values()), default=1.0)
+        self._add({i: w / scale for i, w in heavy.items()}, -saved_bytes_limit / scale)
+
+    def _recompute(self, operation: int) -> int:
+        return self._num_values + operation
+
+    def _add(self, row: dict[int, float], at_least: float) -> None:
+        self._rows.append(row)
+        self.row_lower.append(at_least)
+
+    def _add_value(self, i: int, value: Value, column_of_write: dict[int, int]) -> None:
+        if not value.saveable:
+            self.upper[i] = 0
+        if value.needed:
+            self._add({i: 1.0, self._recompute(value.producer): 1.0}, 1.0)
+        if i not in column_of_write:
+            return
+        write = column_of_write[i]
+        if value.unfused_backward:
+            self._add({write: 1.0, i: 1.0}, 1.0)
+        for reader in value.unfused_readers:
+            self._add({write: 1.0, i: 1.0, self._recompute(reader): -1.0}, 0.0)
+
+    def _add_operation(self, index: int, operation: Operation, values: Sequence[Value]) -> None:
+        column = self._recompute(index)
+        if not operation.recomputable:
+            self.upper[column] = 0
+            return
+        for i in operation.reads:
+            producer = self._recompute(values[i].producer)
+            self._add({i: 1.0, producer: 1.0, column: -1.0}, 0.0)
+
+    def matrix(self) -> sparse.csr_matrix:
+        rows = np.repeat(np.arange(len(self._rows)), [len(row) for row in self._rows])
+        columns = np.fromiter((c for row in self._rows for c in row), dtype=np.int64)
+        weights = np.fromiter((w for row in self._rows for w in row.values()), dtype=float)
+        return sparse.csr_matrix(
+            (weights, (rows, columns)), shape=(len(self._rows), self.num_columns)
+        )
+
+    def relative_gap(self, gap_us: float) -> float:
+        """The gap relative to the objective and its constant that is ``gap_us`` at most."""
+        return max(1e-9, gap_us / (2 * self.constant))
+
+    def saved_in(self, x: np.ndarray) -> list[int]:
+        return [i for i in range(self._num_values) if x[i] > 0.5]
+
+
+def _may_be_materialized(value: Value) -> bool:
+    return value.materialize_time_us > 0 and (value.unfused_backward or bool(value.unfused_readers))

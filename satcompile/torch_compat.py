@@ -1,0 +1,336 @@
+"""Every private name of torch that satcompile touches, in one place.
+
+Each stands here with the reason and the versions on which it was checked. Nothing else in
+the project imports a name of torch that starts with an underscore, apart from types in
+annotations and ``torch._ops.OpOverload``, which is what FX nodes are made of.
+
+Checked on torch 2.13.0 (Python 3.11) and 2.11.0 (Python 3.12).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+# The partitioner's own helpers: which nodes belong to the forward and the backward, what must
+# be saved (collectives, effects, mutations, checkpoint regions), and the extraction of the
+# two modules, whose calling convention is AOTAutograd's business. 2.11, 2.13.
+from torch._functorch import partitioners
+
+# Raised from a backend, a class that inherits ShortenTraceback reaches the user as itself and
+# not inside BackendCompilerFailed. 2.11, 2.13.
+from torch._dynamo.exc import ShortenTraceback  # noqa: F401
+from torch._functorch import config as functorch_config
+from torch._inductor.custom_graph_pass import CustomPartitionerFn  # noqa: F401
+
+SymTypes = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def size_hint(value: Any, fallback: int = 4096) -> int:
+    """The concrete value behind a size that may be symbolic, without adding a guard."""
+    if isinstance(value, int):
+        return value
+    if not isinstance(value, SymTypes):
+        return int(value)
+    try:
+        # 2.13; 2.11 has the same function under the same module.
+        from torch.fx.experimental.symbolic_shapes import optimization_hint
+    except ImportError:
+        from torch.fx.experimental.symbolic_shapes import guarding_hint_or_throw
+
+        return int(guarding_hint_or_throw(value))
+    return int(optimization_hint(value, fallback=fallback))
+
+
+def meta_strides(value: torch.Tensor) -> tuple[int, ...]:
+    return tuple(size_hint(stride) for stride in value.stride())
+
+
+@contextlib.contextmanager
+def aot_settings() -> Iterator[None]:
+    """AOTAutograd as our graphs need it, for the duration of one compilation.
+
+    ``force_non_lazy_backward_lowering``: both graphs compile together, so that the allocation
+    check can still change the plan, and the backward's errors are not swallowed.
+    ``enable_autograd_cache``: a hit would call neither our partitioner nor our wrapper of the
+    inner compile, and reports and checks would be lost. The FX graph cache still hits.
+    Both 2.11, 2.13.
+    """
+    with functorch_config.patch(
+        force_non_lazy_backward_lowering=True, enable_autograd_cache=False
+    ):
+        yield
+
+
+def compile_fx(*args: Any, **kwargs: Any) -> Any:
+    """Inductor's entry: AOTAutograd with Inductor behind it. 2.11, 2.13."""
+    from torch._inductor.compile_fx import compile_fx as inductor_compile_fx
+
+    return inductor_compile_fx(*args, **kwargs)
+
+
+def compile_fx_inner(*args: Any, **kwargs: Any) -> Any:
+    """Inductor's compile of one graph; ``is_backward`` among its keywords. 2.11, 2.13."""
+    from torch._inductor.compile_fx import compile_fx_inner as inductor_compile_fx_inner
+
+    return inductor_compile_fx_inner(*args, **kwargs)
+
+
+def inductor_config() -> Any:
+    """Inductor's configuration module: its keys are what the option ``inductor`` may name."""
+    from torch._inductor import config
+
+    return config
+
+
+def inductor_config_keys() -> frozenset[str]:
+    """Names that ``inductor_config.patch`` accepts. 2.11, 2.13."""
+    return frozenset(inductor_config().get_config_copy())
+
+
+def compiled_autograd_enabled() -> bool:
+    """Compiled autograd would trace through our backward and drop what we put there."""
+    from torch._dynamo import compiled_autograd, config
+
+    if config.compiled_autograd:
+        return True
+    return bool(
+        compiled_autograd.compiled_autograd_enabled
+        or getattr(compiled_autograd, "in_compiled_autograd_region", False)
+    )
+
+
+def suppress_errors_enabled() -> bool:
+    """Dynamo would turn any error of ours, ``BudgetError`` too, into an eager run."""
+    from torch._dynamo import config
+
+    return bool(config.suppress_errors)
+
+
+def activation_budget() -> float:
+    """Torch's own budget, a fraction of activation bytes; 1 is off. 2.11, 2.13."""
+    return float(functorch_config.activation_memory_budget)
+
+
+def current_frame_code() -> Any | None:
+    """The code object that Dynamo is compiling now, None outside Dynamo. 2.11, 2.13."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return InstructionTranslator.current_tx().f_code
+    except AttributeError:
+        return None
+
+
+def current_compile_id() -> tuple[str, int, int] | None:
+    """(text, compilations of this frame so far, Dynamo's limit on them), None outside Dynamo."""
+    from torch._dynamo import config
+    from torch._guards import CompileContext
+
+    compile_id = CompileContext.current_compile_id()
+    if compile_id is None or compile_id.frame_compile_id is None:
+        return None
+    return str(compile_id), int(compile_id.frame_compile_id), int(config.recompile_limit)
+
+
+def is_symbolic(value: Any) -> bool:
+    return isinstance(value, SymTypes)
+
+
+def default_op_types() -> Any:
+    """Which operators Inductor fuses, which are views, random, or heavy. 2.11, 2.13."""
+    return partitioners.get_default_op_list()
+
+
+def prepare_joint_graph(joint: fx.GraphModule) -> fx.GraphModule:
+    """What torch's own partitioner does before it decides: dead code, common subexpressions,
+    the tags of checkpoint regions, and marks on what must be saved (collectives, operators
+    with effects, sources of mutations). 2.11, 2.13.
+    """
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    joint.graph.eliminate_dead_code()
+    joint.recompile()
+    if functorch_config.cse:
+        joint.graph = fx_graph_cse(joint.graph)
+    if partitioners.has_recomputable_ops(joint):
+        joint = partitioners.cleanup_recompute_tags(joint, is_default_partition=False)
+    if not functorch_config.unsafe_allow_optimization_of_collectives:
+        partitioners.force_save_collectives(joint)
+    partitioners.force_save_effectful_ops(joint)
+    partitioners.force_save_bw_mutation_src(joint)
+    return joint
+
+
+def classify_nodes(joint: fx.GraphModule, static_inputs: list[int], num_outputs: int) -> Any:
+    """Torch's ``NodeInfo``: required in the forward, in the backward, or unclaimed. 2.11, 2.13."""
+    return partitioners.classify_nodes(joint, static_inputs, num_outputs)
+
+
+def forward_backward_outputs(
+    joint: fx.GraphModule, num_forward_outputs: int
+) -> tuple[list[Any], list[Any]]:
+    outputs = partitioners._extract_fwd_bwd_outputs(joint, num_fwd_outputs=num_forward_outputs)
+    return outputs[0], outputs[1]
+
+
+def set_backward_distances(joint: fx.GraphModule, roles: Any) -> None:
+    """The attribute that torch's minimum cut weighs values with: steps to the backward."""
+    for node in reversed(joint.graph.nodes):
+        if node.op == "output":
+            node.dist_from_bw = int(1e9)
+        elif not roles.is_required_fw(node):
+            node.dist_from_bw = 0
+        else:
+            distances = [user.dist_from_bw + 1 for user in node.users]
+            node.dist_from_bw = min([int(1e9), *distances])
+
+
+def default_saved_values(joint: fx.GraphModule, roles: Any, memory_budget: float) -> list[fx.Node]:
+    """What torch's own partitioner would save at a fraction of activation bytes (1: default)."""
+    set_backward_distances(joint, roles)
+    return list(
+        partitioners.choose_saved_values_set(joint.graph, roles, memory_budget=memory_budget)
+    )
+
+
+def default_partition(joint: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
+    """Torch's partition of graphs without any backward node, which a cut cannot handle."""
+    return partitioners.default_partition(joint, inputs, **kwargs)
+
+
+def recompute_tag(node: fx.Node) -> str | None:
+    """"save" or "recompute" where the user or torch decided; None where we may. 2.11, 2.13."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    tag = node.meta.get("recompute")
+    if tag == CheckpointPolicy.MUST_SAVE:
+        return "save"
+    return "recompute" if partitioners.must_recompute(node) else None
+
+
+def is_backward_state(node: fx.Node) -> bool:
+    return bool(partitioners._is_backward_state(node))
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Script objects and the like; 2.13 only, older versions have no such nodes."""
+    check = getattr(partitioners, "is_opaque_node", None)
+    return bool(check(node)) if check is not None else False
+
+
+def is_rng_save(node: fx.Node) -> bool:
+    """``run_and_save_rng_state``: a random operator that also returns the generator's state."""
+    return "run_and_save_rng_state" in str(node.target)
+
+
+def is_rng_replay(node: fx.Node) -> bool:
+    """``run_with_rng_state``: a random operator run again from a state."""
+    return "run_with_rng_state" in str(node.target)
+
+
+def finish_modules(
+    joint: fx.GraphModule, forward: fx.GraphModule, backward: fx.GraphModule, num_scalars: int
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """What torch's partitioner does after it split: random state shared by the two copies of
+    operators in checkpoint regions, recomputation as late as its readers allow, early
+    ``getitem``, random state of nested graphs. 2.11, 2.13.
+    """
+    from torch._functorch.compile_utils import raise_getitems
+
+    if partitioners.has_recomputable_rng_ops(joint):
+        forward, backward = partitioners.functionalize_rng_ops(
+            joint, forward, backward, num_scalars
+        )
+    backward = partitioners.reordering_to_mimic_autograd_engine(backward)
+    forward, backward = raise_getitems(forward), raise_getitems(backward)
+    return (
+        partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False),
+        partitioners.thread_graphsafe_rng_from_hops(backward, is_backward=True),
+    )
+
+
+class GenerationStopped(BaseException):
+    """Unwinds Inductor after it generated code and before that code is compiled.
+
+    A BaseException because Inductor wraps every Exception in one of its own.
+    """
+
+
+@contextlib.contextmanager
+def watching_generated_code(check: Callable[[str], None], stub: bool = False) -> Iterator[None]:
+    """Call ``check(source)`` with each wrapper's text before its kernels are compiled.
+
+    ``check`` may raise ``GenerationStopped``. With ``stub`` nothing is compiled: the module is
+    one that must not be called. A hit in the FX graph cache calls nothing.
+    ``GraphLowering._compile_to_module_lines``: 2.11, 2.13.
+    """
+    from torch._inductor.graph import GraphLowering
+
+    original = GraphLowering._compile_to_module_lines
+
+    def checked(self: Any, wrapper_code: Any) -> Any:
+        check(wrapper_code.value)
+        return _StubModule() if stub else original(self, wrapper_code)
+
+    GraphLowering._compile_to_module_lines = checked
+    try:
+        yield
+    finally:
+        GraphLowering._compile_to_module_lines = original
+
+
+class _StubModule:
+    """Stands where a compiled module would, in an attempt whose result nobody calls."""
+
+    __file__ = __file__
+    key = ""
+
+    @staticmethod
+    def call(args: list[Any]) -> list[Any]:
+        raise AssertionError("a dry compilation was called")
+
+
+def size_expression(value: Any) -> Any:
+    """An int, or the sympy expression behind a symbolic size. 2.11, 2.13."""
+    return value.node.expr if isinstance(value, SymTypes) else int(value)
+
+
+def extract_modules(
+    joint: fx.GraphModule,
+    saved_values: list[fx.Node],
+    saved_sym_nodes: list[fx.Node],
+    saved_opaque_nodes: list[fx.Node],
+    num_fwd_outputs: int,
+    static_inputs: Any,
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """``_extract_fwd_bwd_modules``; opaque nodes have a parameter of their own from 2.12 on."""
+    import inspect
+
+    extract = partitioners._extract_fwd_bwd_modules
+    kwargs: dict[str, Any] = {
+        "saved_sym_nodes": saved_sym_nodes,
+        "num_fwd_outputs": num_fwd_outputs,
+        "static_lifetime_input_nodes": static_inputs,
+    }
+    if "saved_opaque_nodes" in inspect.signature(extract).parameters:
+        kwargs["saved_opaque_nodes"] = saved_opaque_nodes
+    elif saved_opaque_nodes:
+        raise NotImplementedError("opaque objects cross to the backward from torch 2.12 on only")
+    return extract(joint, saved_values, **kwargs)
+
+
+def digest(*parts: bytes | str) -> str:
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part.encode() if isinstance(part, str) else part)
+        hasher.update(b"\0")
+    return hasher.hexdigest()
+
+
+__all__: Sequence[str] = ()
