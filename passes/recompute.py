@@ -22,7 +22,7 @@ from satcompile.solver.step import Phase
 from satcompile.torch_compat import default_saved_values, is_symbolic
 
 # Of the forward's time. A tighter proof costs more planning time than it can win back.
-_GAP_OF_FORWARD = 5e-4
+_GAP_OF_FORWARD = 2e-3
 
 
 @dataclass(frozen=True)

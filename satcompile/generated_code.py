@@ -22,6 +22,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import Event, Profile, replay
+from satcompile.workspace import Zeros, as_events, workspace_bytes
 
 
 class UnreadableCode(Exception):
@@ -301,7 +302,26 @@ class _Operators:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(key == "out" or key.startswith("out_") for key in kwargs):
             return kwargs.get("out")
-        return _run_fake(self._real, args, kwargs, self._log)
+        results = _run_fake(self._real, args, kwargs, self._log)
+        if _may_need_workspace(self._real):
+            specs = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
+            num_bytes = workspace_bytes(self._real, *specs)
+            self._log.extend(as_events(num_bytes, f"workspace of {self._real}"))
+        return results
+
+
+def _may_need_workspace(op: Any) -> bool:
+    """Convolutions and attention, on the CPU; other operators take none of torch's memory."""
+    name = str(getattr(op, "__name__", "")) + str(op)
+    return any(word in name for word in ("convolution", "scaled_dot_product", "mkldnn", "conv"))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _as_zeros(value: Any) -> Any:
+    return Zeros(value.shape, value.strides, value.dtype) if _is_tensor(value) else value
 
 
 def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -> Any:

@@ -6,7 +6,6 @@ caching allocator keeps the counter itself. Neither is an estimate.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from satcompile.solver.simulator import Event, replay
+from satcompile.torch_compat import quiet_profiler
 
 _listeners: list[Callable[[int], None]] = []
 
@@ -69,7 +69,7 @@ def cpu_events(fn: Callable[[], Any]) -> list[Event]:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+    with quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         fn()
     raw = sorted(_memory_records(run.profiler.kineto_results.experimental_event_tree()))
     alive: dict[int, int] = {}
@@ -93,9 +93,3 @@ def _memory_records(tree: list[Any]) -> Iterator[tuple[int, int, int, int]]:
             fields = event.extra_fields
             order += 1
             yield event.start_time_ns, -order, fields.ptr, fields.alloc_size
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Nothing to silence on most builds; kept in one place should a build print banners."""
-    yield

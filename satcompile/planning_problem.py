@@ -89,6 +89,23 @@ class PlanningProblem:
             transient_outputs=self.storages_of(graph.nodes_of(transient)) - held,
             gradients=self.storages_of(graph.nodes_of(graph.backward_outputs)),
             tangents=self.storages_of(graph.tangents),
+            constant_bytes=self._layout_copies_bytes(),
+        )
+
+    def _layout_copies_bytes(self) -> int:
+        """Copies that Inductor makes on the CPU of what convolutions read, channels last, and
+        saves for their backward instead of the original."""
+        convolution, backward = (
+            {n for o in self.operations if o.target is target for n in o.all_input_nodes}
+            for target in (
+                torch.ops.aten.convolution.default,
+                torch.ops.aten.convolution_backward.default,
+            )
+        )
+        return sum(
+            storage_bytes(node.meta["val"])
+            for node in convolution & backward
+            if node.op == "placeholder" and _needs_channels_last(node.meta["val"])
         )
 
     def _bytes(self, node: fx.Node) -> int:
@@ -105,6 +122,7 @@ class PlanningProblem:
             phase=self._phase(node),
             fusible=fusible,
             reduces=fusible and self._reduces(node),
+            workspace_bytes=_reordered_weights_bytes(node),
         )
 
     def _reduces(self, node: fx.Node) -> bool:
@@ -267,3 +285,28 @@ def is_random(node: fx.Node) -> bool:
 def _is_mutation(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
+
+
+def _needs_channels_last(value: torch.Tensor) -> bool:
+    return (
+        value.device.type == "cpu"
+        and value.dim() == 4
+        and not value.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _reordered_weights_bytes(node: fx.Node) -> int:
+    """What a convolution on the CPU takes for its library's own layout of the weight: one copy
+    in the forward, two for the weight's gradient (measured; scratch space comes on top)."""
+    copies = {
+        torch.ops.aten.convolution.default: (1, 1),
+        torch.ops.aten.convolution_backward.default: (2, 2),
+    }.get(node.target)
+    if copies is None:
+        return 0
+    position, count = copies
+    weight = node.args[position]
+    value = weight.meta["val"] if isinstance(weight, fx.Node) else None
+    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+        return 0
+    return count * storage_bytes(value)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.utils._python_dispatch
 from torch import fx
 
 # The partitioner's own helpers: which nodes belong to the forward and the backward, what must
@@ -110,6 +112,34 @@ def suppress_errors_enabled() -> bool:
     from torch._dynamo import config
 
     return bool(config.suppress_errors)
+
+
+@contextlib.contextmanager
+def quiet_profiler() -> Iterator[None]:
+    """Kineto's own log lines off, unless the user set their level. 2.13 prints two per run."""
+    name = "KINETO_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "6"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def profiler_is_active() -> bool:
+    """Kineto records for one profiler at a time. 2.11, 2.13."""
+    return bool(torch.autograd._profiler_enabled())
+
+
+@contextlib.contextmanager
+def without_tracing() -> Iterator[None]:
+    """Real tensors for a while, inside a compilation that traces with fake ones. 2.11, 2.13."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily(), torch.utils._python_dispatch._disable_current_modes():
+        yield
 
 
 def activation_budget() -> float:
@@ -331,6 +361,18 @@ def digest(*parts: bytes | str) -> str:
         hasher.update(part.encode() if isinstance(part, str) else part)
         hasher.update(b"\0")
     return hasher.hexdigest()
+
+
+def fake_tensor_mode() -> Any:
+    """A context in which tensors have shapes, dtypes and devices, but no memory. 2.11, 2.13."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def budget_solver() -> str:
+    """Which knapsack solver torch's own budget uses; "dp" by default. 2.11, 2.13."""
+    return str(functorch_config.activation_memory_budget_solver)
 
 
 __all__: Sequence[str] = ()

@@ -88,6 +88,17 @@ def device_of(device: torch.device) -> Device:
     return _GPUS["A100"]
 
 
+def known_gpu(key: str) -> Device:
+    """An entry of the table ("A100"), for plans that must not depend on the machine at hand.
+
+    Raises:
+        KeyError: the table has no such entry.
+    """
+    if key not in _GPUS:
+        raise KeyError(f"no rates are known for {key!r}; known: {', '.join(_GPUS)}")
+    return _GPUS[key]
+
+
 def _unlisted(name: str, properties: object) -> Device:
     """Rates of a GPU that is not in the table, scaled from the A100 by multiprocessors."""
     share = getattr(properties, "multi_processor_count", 108) / 108

@@ -5,20 +5,26 @@ at once where the backward begins, so the room left there bounds them from above
 solution under that limit costs no more than any plan within the budget can: a proven lower
 bound. Where recomputation makes a later position the peak, fewer bytes are saved until the
 simulated peak fits. That peak falls with the saved bytes only down to a point, below which
-recomputed chains outweigh what saving less wins; the lowest peak found is the floor.
+recomputed chains outweigh what saving less wins. So the same is tried with the forward cut
+into segments, by forcing the few values that cross between them to be saved; the least time
+that fits is taken, and the lowest peak found is the floor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from satcompile.solver import two_phase
-from satcompile.solver.step import Step, StepProfile, simulate
+from satcompile.solver.step import Phase, Step, StepProfile, forward_order, simulate
 
 BUDGET_BOUND = "two-phase, one copy of each recomputed value; bound from the start of backward"
-_STEPS = 12  # of the descent to a limit on saved bytes under which the peak fits
-_FLOOR_SHARES = (0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.02, 0.0)
+_STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
+_REFINEMENTS = 2
+_SEGMENTS = (1, 4, 12, 32)
+_FLOOR_SHARES = (0.0, 0.03, 0.1, 0.2, 0.35)  # of the default's saved bytes, beyond what is forced
 
 
 @dataclass(frozen=True)
@@ -47,28 +53,40 @@ class BudgetSearch:
     ) -> None:
         self.step, self.problem, self.choices = step, problem, choices
         self._gap_us, self._effort = gap_us, effort
-        self._solved: dict[int, Candidate | None] = {}
+        self._position = {storage: i for i, storage in enumerate(choices)}
+        self._solved: dict[tuple[int, frozenset[int]], Candidate | None] = {}
 
     def candidate(self, saved: Iterable[int]) -> Candidate:
         """The plan that saves the given storages (of which only the choices count)."""
-        position = {storage: i for i, storage in enumerate(self.choices)}
+        position = self._position
         solution = two_phase.evaluate(
             self.problem, [position[storage] for storage in saved if storage in position]
         )
         return self._with_profile(solution)
 
-    def at_saved_bytes(self, limit_bytes: int) -> Candidate | None:
-        """The least-time plan that saves at most so many bytes; None if there is none."""
+    def at_saved_bytes(
+        self, limit_bytes: int, forced: frozenset[int] = frozenset()
+    ) -> Candidate | None:
+        """The least-time plan that saves at most so many bytes; None if there is none.
+
+        Args:
+            limit_bytes: for all that is saved.
+            forced: storages that must be saved.
+        """
         limit_bytes = max(0, limit_bytes)
-        if limit_bytes not in self._solved:
+        if (limit_bytes, forced) not in self._solved:
             try:
                 solution = two_phase.solve(
-                    self.problem, limit_bytes, self._gap_us, node_limit=self._effort
+                    self.problem,
+                    limit_bytes,
+                    self._gap_us,
+                    [self._position[storage] for storage in forced],
+                    node_limit=self._effort,
                 )
-                self._solved[limit_bytes] = self._with_profile(solution)
+                self._solved[limit_bytes, forced] = self._with_profile(solution)
             except (two_phase.Infeasible, two_phase.Unsolvable):
-                self._solved[limit_bytes] = None
-        return self._solved[limit_bytes]
+                self._solved[limit_bytes, forced] = None
+        return self._solved[limit_bytes, forced]
 
     def _with_profile(self, solution: two_phase.Solution) -> Candidate:
         saved = frozenset(self.choices[i] for i in solution.saved)
@@ -78,7 +96,7 @@ class BudgetSearch:
         """Most bytes that any plan within the limit can save: what is free where all are alive."""
         sizes = self.step.storage_bytes
         held = sum(sizes[s] for s in self.step.outputs | self.step.tangents)
-        return peak_limit_bytes - held
+        return peak_limit_bytes - held - self.step.constant_bytes
 
     def within(self, peak_limit_bytes: int, most_saved_bytes: int) -> Candidate | None:
         """The least-time plan found whose simulated peak is within the limit, None if none is.
@@ -88,35 +106,65 @@ class BudgetSearch:
             most_saved_bytes: no plan of interest saves more (the default's, for instance).
         """
         room = min(most_saved_bytes, self.room_at_boundary(peak_limit_bytes))
-        too_much, fitting = None, None
-        saved_limit = room
+        bound_us = self.bound_us(peak_limit_bytes, most_saved_bytes)
+        best: Candidate | None = None
+        for forced in self._checkpoints:
+            roomiest = self.at_saved_bytes(room, forced)
+            if roomiest is None or (best and roomiest.solution.bound_us >= best.solution.time_us):
+                continue
+            found = self._descend(peak_limit_bytes, room, forced)
+            if found is not None and (best is None or found.solution.time_us < best.solution.time_us):
+                best = found
+            if best is not None and best.solution.time_us <= bound_us + self._gap_us:
+                break  # proven: no choice of segments does better
+        if best is None:
+            lowest = self.floor(most_saved_bytes)
+            best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
+        return best
+
+    @cached_property
+    def _checkpoints(self) -> list[frozenset[int]]:
+        """Sets of values that cut the forward into more and more segments, none first."""
+        allowed = {
+            self.choices[i] for i, value in enumerate(self.problem.values) if value.saveable
+        }
+        ladder = (segment_boundaries(self.step, count, allowed) for count in _SEGMENTS)
+        return list(dict.fromkeys(ladder))
+
+    def _descend(
+        self, peak_limit_bytes: int, room_bytes: int, forced: frozenset[int]
+    ) -> Candidate | None:
+        """Save less and less until the simulated peak fits, then a little more again."""
+        too_much, saved_limit = None, room_bytes
         for _ in range(_STEPS):
-            found = self.at_saved_bytes(saved_limit)
+            found = self.at_saved_bytes(saved_limit, forced)
             if found is None:
-                break
+                return None
             excess = found.profile.peak_bytes - peak_limit_bytes
             if excess <= 0:
-                fitting = found
-                break
+                if too_much is None:
+                    return found
+                return self._refine(peak_limit_bytes, saved_limit, too_much, found, forced)
             too_much = saved_limit
-            saved_limit = min(saved_limit, found.solution.saved_bytes) - max(excess, room // 50, 1)
+            saved_limit = min(saved_limit, found.solution.saved_bytes)
+            saved_limit -= max(excess, room_bytes // 50, 1)
             if saved_limit < 0:
-                break
-        if fitting is not None and too_much is not None:
-            fitting = self._refine(peak_limit_bytes, saved_limit, too_much, fitting)
-        if fitting is None:
-            lowest = self.floor(most_saved_bytes)
-            fitting = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
-        return fitting
+                return None
+        return None
 
     def _refine(
-        self, peak_limit_bytes: int, fits_at: int, too_much_at: int, fitting: Candidate
+        self,
+        peak_limit_bytes: int,
+        fits_at: int,
+        too_much_at: int,
+        fitting: Candidate,
+        forced: frozenset[int],
     ) -> Candidate:
         """A cheaper plan between a limit on saved bytes that fits and one that does not."""
         low, high = fits_at, too_much_at
-        for _ in range(3):
+        for _ in range(_REFINEMENTS):
             middle = (low + high) // 2
-            found = self.at_saved_bytes(middle)
+            found = self.at_saved_bytes(middle, forced)
             if found is not None and found.profile.peak_bytes <= peak_limit_bytes:
                 low = middle
                 if found.solution.time_us < fitting.solution.time_us:
@@ -131,10 +179,51 @@ class BudgetSearch:
         return 0.0 if found is None else found.solution.bound_us
 
     def floor(self, most_saved_bytes: int) -> Candidate:
-        """The lowest simulated peak found over limits on saved bytes."""
-        limits = [int(most_saved_bytes * share) for share in _FLOOR_SHARES]
-        found = [c for c in map(self.at_saved_bytes, limits) if c is not None]
-        found += [c for c in self._solved.values() if c is not None]
+        """The lowest simulated peak found over segmentations and limits on saved bytes."""
+        for forced in self._checkpoints:
+            needed = sum(self.step.storage_bytes[s] for s in forced)
+            for share in _FLOOR_SHARES:
+                self.at_saved_bytes(needed + int(most_saved_bytes * share), forced)
+        found = [c for c in self._solved.values() if c is not None]
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
         return min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
+
+
+def segment_boundaries(step: Step, segments: int, allowed: set[int]) -> frozenset[int]:
+    """Values that, saved, cut the forward into so many segments of about equal bytes.
+
+    Within a window around each ideal boundary the position is taken at which the fewest bytes
+    are still to be read: between two layers of a residual network, that is the residual.
+    Recomputation then never reaches back further than its segment's start (Chen et al.,
+    Training Deep Nets with Sublinear Memory Cost, 2016, with boundaries found by bytes).
+    """
+    order = [i for i in forward_order(step, ()) if step.operations[i].phase is Phase.FORWARD]
+    last_read: dict[int, int] = {}
+    made: dict[int, int] = {}
+    for position, index in enumerate(order):
+        for storage in step.operations[index].writes:
+            made[storage] = position
+        for storage in step.operations[index].reads:
+            last_read[storage] = position
+    produced, total = [], 0
+    change = [0] * (len(order) + 1)
+    for position, index in enumerate(order):
+        for storage in step.operations[index].writes:
+            size = step.storage_bytes[storage]
+            total += size
+            if last_read.get(storage, position) > position:
+                change[position] += size
+                change[last_read[storage]] -= size
+        produced.append(total)
+    alive = list(accumulate(change))
+    chosen: set[int] = set()
+    for k in range(1, segments):
+        ideal, reach = total * k / segments, total / segments / 2
+        window = [p for p in range(len(order)) if abs(produced[p] - ideal) <= reach]
+        for position in sorted(window, key=lambda p: (alive[p], abs(produced[p] - ideal))):
+            crossing = {s for s in made if made[s] <= position < last_read.get(s, -1)}
+            if crossing <= allowed:
+                chosen |= crossing
+                break
+    return frozenset(s for s in chosen if step.storage_bytes[s] > 0)

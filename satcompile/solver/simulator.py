@@ -71,19 +71,21 @@ def liveness_events(
     bytes_of: Mapping[Hashable, int],
     kept: Iterable[Hashable] = (),
     initially_alive: Iterable[Hashable] = (),
+    never_reused: Iterable[Hashable] = (),
 ) -> list[Event]:
     """The events of a planned order when every storage is freed right after its last use.
 
     A step's inputs and its outputs are alive together (an input is freed only after the
     step). Storages in ``kept`` are never freed; ``initially_alive`` ones exist already (their
     bytes belong to the caller's ``start_bytes``) and are freed after their last use unless
-    kept. Storages without an entry in ``bytes_of`` weigh nothing.
+    kept. A step that works in place takes over dying inputs, except ``never_reused`` ones.
+    Storages without an entry in ``bytes_of`` weigh nothing.
     """
     last_use: dict[Hashable, int] = {}
     for index, step in enumerate(order):
         for storage in (*step.reads, *step.writes):
             last_use[storage] = index
-    never_freed = set(kept)
+    never_freed, foreign = set(kept), set(never_reused)
     frees_after: dict[int, list[Hashable]] = {}
     for storage, index in last_use.items():
         if storage not in never_freed:
@@ -96,7 +98,8 @@ def liveness_events(
     ]
     for index, step in enumerate(order):
         if step.in_place:
-            events.extend(_reuse(step, frees_after.get(index, ()), bytes_of, alive))
+            dying = [s for s in frees_after.get(index, ()) if s not in foreign]
+            events.extend(_reuse(step, dying, bytes_of, alive))
         for storage in step.writes:
             if storage not in alive:
                 alive.add(storage)

@@ -56,6 +56,8 @@ class Step:
             (updated buffers, which are copied into their places).
         gradients: storages that the backward returns.
         tangents: storages of the incoming gradients.
+        constant_bytes: alive from the forward to the end of the step whatever the plan
+            (copies of weights and inputs in a layout that convolutions want).
     """
 
     operations: Sequence[StepOperation]
@@ -64,6 +66,7 @@ class Step:
     transient_outputs: frozenset[int]
     gradients: frozenset[int]
     tangents: frozenset[int]
+    constant_bytes: int = 0
 
     def makers(self) -> dict[int, int]:
         return {
@@ -168,7 +171,7 @@ def simulate_orders(
     sizes = dict(enumerate(step.storage_bytes))
     kept = saved | step.outputs | step.transient_outputs
     events = liveness_events(_computations(step, forward, kept), sizes, kept=kept)
-    forward_profile = replay(events)
+    forward_profile = replay(events, step.constant_bytes)
     dropped = sum(sizes[s] for s in step.transient_outputs - step.outputs - saved)
     start_bytes = forward_profile.end_bytes - dropped + sum(sizes[s] for s in step.tangents)
     kept = step.outputs | step.gradients
@@ -177,6 +180,7 @@ def simulate_orders(
         sizes,
         kept=kept,
         initially_alive=sorted(saved | step.outputs | step.tangents),
+        never_reused=step.tangents,  # autograd's memory: generated code does not write to it
     )
     return StepProfile(
         forward_profile,

@@ -147,10 +147,14 @@ def solve(
     problem: Problem,
     saved_bytes_limit: int,
     gap_us: float = 0.0,
+    forced: Iterable[int] = (),
     node_limit: int = 2_000,
     time_limit_s: float = 60.0,
 ) -> Solution:
     """Least time with at most ``saved_bytes_limit`` saved bytes, proven up to ``gap_us``.
+
+    Values in ``forced`` are saved whatever they cost (dropped again where nothing reads them);
+    the bound then holds for plans that save them.
 
     ``node_limit`` counts work, so that the same problem gives the same plan on every machine
     and rank; ``time_limit_s`` only guards against the unforeseen.
@@ -160,6 +164,7 @@ def solve(
         Unsolvable: the limits on work ended the search before a choice was found.
     """
     model = _Model(problem, saved_bytes_limit)
+    model.lower[list(forced)] = 1
     outcome = optimize.milp(
         model.costs,
         integrality=model.integrality,
@@ -199,8 +204,7 @@ def _drop_useless(problem: Problem, found: Solution) -> Solution:
 
 class _Model:
     """The mixed-integer program. Columns: save per value, recompute per operation, write per
-    value that may have to be materialized, and a constant. Only the first are declared integer: for fixed
-    saves the rest is a system of implications, whose extreme points are integral."""
+    value that may have to be materialized, and a constant."""
 
     def __init__(self, problem: Problem, saved_bytes_limit: int) -> None:
         values, operations = problem.values, problem.operations
@@ -222,8 +226,10 @@ class _Model:
         self.lower = np.zeros(self.num_columns)
         self.upper = np.ones(self.num_columns)
         self.lower[-1] = 1
-        self.integrality = np.zeros(self.num_columns)
-        self.integrality[: self._num_values] = 1
+        # For fixed saves the rest is a system of implications, integral by itself; saying so
+        # for all columns lets the solver fix more of them.
+        self.integrality = np.ones(self.num_columns)
+        self.integrality[-1] = 0
         self._rows: list[dict[int, float]] = []
         self.row_lower: list[float] = []
         for i, value in enumerate(values):
