@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ def sat(
         _refuse_settings()
         return _Compilation(gm, example_inputs, parse(options)).run()
     except SatcompileError as error:
+        error.first_useful_frame = sys._getframe()  # the user's traceback ends here, not in torch
         if not torch_compat.suppress_errors_enabled():
             raise
         # Dynamo would swallow this and run eager. What a graph raises when it runs it does

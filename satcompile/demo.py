@@ -91,7 +91,7 @@ class Variant:
         """One step: forward, backward, update."""
         started = time.perf_counter()
         loss = self.loss_of(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.times_s.append(time.perf_counter() - started)
@@ -102,7 +102,7 @@ class Variant:
 
         def step() -> torch.Tensor:
             loss = self.loss_of(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         self.step_bytes = measure_peak(step)
@@ -216,7 +216,7 @@ def _forward(model: torch.nn.Module, name: str) -> Callable[[torch.Tensor], torc
     """
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=batch, labels=batch).loss  # type: ignore[no-any-return]
+        return model(input_ids=batch, labels=batch).loss
 
     loss.__code__ = loss.__code__.replace(co_name=f"loss ({name})")
     return loss
@@ -241,7 +241,7 @@ def _gpt2(settings: Settings) -> torch.nn.Module:
     torch.manual_seed(settings.seed)
     model = transformers.GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # looked up by class name otherwise, which breaks the graph
-    return model.train()  # type: ignore[no-any-return]
+    return model.train()
 
 
 def _transformers() -> Any:

@@ -136,15 +136,16 @@ class PlanningProblem:
 
     @cached_property
     def prices(self) -> list[OperationCost]:
-        return [self.costs.price(node) for node in self.operations]
+        return [self.costs.price(node, self.graph.owners) for node in self.operations]
 
     @cached_property
     def forward_time_us(self) -> float:
-        """Time of the forward: each kernel alone or, where fused, what it adds."""
+        """Time of the forward: what each operation adds, and a write where it ends a kernel."""
         total = 0.0
         for operation, price in zip(self.step.operations, self.prices, strict=True):
             if operation.phase is Phase.FORWARD:
-                total += price.alone_us if self._reads_unfused(operation) else price.inline_us
+                total += price.inline_us
+                total += price.write_us if self._reads_unfused(operation) else 0.0
         return total
 
     def _reads_unfused(self, operation: StepOperation) -> bool:
@@ -216,7 +217,7 @@ class PlanningProblem:
             needed=bool(backward) or storage in step.gradients,
             saveable=recompute_tag(self.storages[storage]) != "recompute",
             save_time_us=self.costs.traffic_us(num_bytes) if fused_away else 0.0,
-            materialize_time_us=max(0.0, price.alone_us - price.inline_us) if in_forward else 0.0,
+            materialize_time_us=price.write_us if in_forward else 0.0,
             unfused_backward=any(not step.operations[r].fusible for r in backward),
             unfused_readers=tuple(
                 number[r] for r in others if not step.operations[r].fusible
@@ -279,7 +280,19 @@ def is_random(node: fx.Node) -> bool:
         return True
     if "inductor_rand" in str(target) or "inductor_lookup_seed" in str(target):
         return False
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return False
+    return _argument(node, "dropout_p") != 0  # attention is tagged even where it drops nothing
+
+
+def _argument(node: fx.Node, name: str) -> object:
+    """The value of a schema's argument as ``node`` has it; None where there is no such one."""
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, argument.default_value)
+    return None
 
 
 def _is_mutation(node: fx.Node) -> bool:

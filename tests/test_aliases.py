@@ -27,7 +27,9 @@ def output_owners(fn: Callable, *inputs: torch.Tensor) -> list[str]:
     graph = traced(fn, *inputs)
     owners = storage_owners(graph)
     output = next(iter(graph.find_nodes(op="output"))).args[0]
-    return [owners[node].name for node in (output if isinstance(output, tuple | list) else [output])]
+    return [
+        owners[node].name for node in (output if isinstance(output, tuple | list) else [output])
+    ]
 
 
 VIEWS = {

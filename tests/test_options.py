@@ -148,7 +148,9 @@ def test_a_share_of_nothing_is_refused(asked):
     assert_says(answer({"memory_budget": asked}), "'memory_budget'", repr(asked), "60% of default")
 
 
-@pytest.mark.parametrize("asked", ["-1GB", "12 apples", "10%", -5, True, False, 1.5, 0.0, math.nan, None, [0]])
+@pytest.mark.parametrize(
+    "asked", ["-1GB", "12 apples", "10%", -5, True, False, 1.5, 0.0, math.nan, None, [0]]
+)
 def test_an_impossible_reserve(asked):
     assert_says(answer({"reserve": asked}), "'reserve'", repr(asked), "bytes as an int", "6GiB")
 

@@ -9,7 +9,7 @@ kernel would not have made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +34,12 @@ class OperationCost:
     """Prices of one operation in microseconds.
 
     Attributes:
-        alone_us: as a kernel of its own.
-        inline_us: inside a kernel that exists anyway; equal to ``alone_us`` where it cannot be.
+        inline_us: inside a kernel that exists anyway; for what cannot be, all of it.
+        write_us: on top, where the result must reach memory in a kernel of its own.
     """
 
-    alone_us: float
     inline_us: float
+    write_us: float
 
 
 class CostModel:
@@ -55,24 +55,29 @@ class CostModel:
     def traffic_us(self, num_bytes: float) -> float:
         return num_bytes / self.device.bytes_per_us
 
-    def price(self, node: fx.Node) -> OperationCost:
-        """Prices of ``node``; views and symbolic arithmetic cost nothing."""
+    def price(self, node: fx.Node, owners: Mapping[fx.Node, fx.Node]) -> OperationCost:
+        """Prices of ``node``; views and symbolic arithmetic cost nothing.
+
+        Args:
+            node: an operation.
+            owners: for each node, the one that made its storage.
+        """
         if node.op != "call_function" or self._types.is_view(node) or _has_no_tensor(node):
             return OperationCost(0.0, 0.0)
-        read = sum(_bytes(v) for v in _tensors(_argument_values(node)))
         written = sum(_bytes(v) for v in _tensors([node.meta.get("val")]))
         arithmetic_us = self._arithmetic_us(node)
-        alone = max(arithmetic_us, self.traffic_us(read + written)) + self.device.kernel_us
         if not (self.fusion and self.is_fusible(node)):
-            return OperationCost(alone, alone)
-        # Reads of fusible producers come from registers; the others are charged.
-        unfused = sum(
-            _bytes(v)
+            read = sum(_bytes(v) for v in _tensors(_argument_values(node)))
+            alone_us = max(arithmetic_us, self.traffic_us(read + written)) + self.device.kernel_us
+            return OperationCost(alone_us, 0.0)
+        # What fusible operations made comes from registers; other reads are charged, once each.
+        unfused = {
+            owners[argument]: sum(_bytes(v) for v in _tensors([argument.meta.get("val")]))
             for argument in node.all_input_nodes
-            if not self.is_fusible(argument)
-            for v in _tensors([argument.meta.get("val")])
-        )
-        return OperationCost(alone, max(arithmetic_us, self.traffic_us(unfused)))
+            if not (owners[argument].op == "call_function" and self.is_fusible(owners[argument]))
+        }
+        inline_us = max(arithmetic_us, self.traffic_us(sum(unfused.values())))
+        return OperationCost(inline_us, self.traffic_us(written) + self.device.kernel_us)
 
     def _arithmetic_us(self, node: fx.Node) -> float:
         packet = getattr(node.target, "_overloadpacket", None)

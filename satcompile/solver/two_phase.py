@@ -15,7 +15,7 @@ its last use. Not optimal for the peak at every step, where several copies of a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import optimize, sparse
@@ -163,34 +163,50 @@ def solve(
         Infeasible: the limit is below what any choice must save.
         Unsolvable: the limits on work ended the search before a choice was found.
     """
-    model = _Model(problem, saved_bytes_limit)
-    model.lower[list(forced)] = 1
+    forced = list(forced)
+    first = _run(_Model(problem, saved_bytes_limit, forced, rounded=True), gap_us, node_limit // 4, time_limit_s)
+    best = first
+    if first is None or first.gap_us > gap_us:
+        second = _run(_Model(problem, saved_bytes_limit, forced), gap_us, node_limit, time_limit_s)
+        best = _better(first, second)
+    if best is None:
+        raise Unsolvable("the limit on work ended the search before a choice was found")
+    return best
+
+
+def _run(model: _Model, gap_us: float, node_limit: int, time_limit_s: float) -> Solution | None:
+    """One call of HiGHS; None where its limits ended it before a choice was found."""
     outcome = optimize.milp(
         model.costs,
         integrality=model.integrality,
         bounds=optimize.Bounds(model.lower, model.upper),
         constraints=optimize.LinearConstraint(model.matrix(), model.row_lower, np.inf),
         options={
-            "node_limit": node_limit,
+            "node_limit": max(1, node_limit),
             "time_limit": time_limit_s,
             "mip_rel_gap": model.relative_gap(gap_us),
         },
     )
     if outcome.status == 2:
-        raise Infeasible(f"no choice saves at most {saved_bytes_limit} bytes")
+        raise Infeasible("no choice keeps the saved bytes within the limit")
     if outcome.x is None:
-        raise Unsolvable(outcome.message)
-    found = evaluate(problem, model.saved_in(outcome.x))
-    found = _drop_useless(problem, found)
+        return None
+    found = _drop_useless(model.problem, evaluate(model.problem, model.saved_in(outcome.x)))
     bound_us = (outcome.mip_dual_bound or 0.0) - model.constant
-    return Solution(
-        saved=found.saved,
-        recomputed=found.recomputed,
-        saved_bytes=found.saved_bytes,
-        time_us=found.time_us,
+    return replace(
+        found,
         bound_us=min(max(0.0, bound_us), found.time_us),
         nodes=int(outcome.mip_node_count or 0),
     )
+
+
+def _better(first: Solution | None, second: Solution | None) -> Solution | None:
+    """The cheaper choice with the higher bound: both hold for the same problem."""
+    if first is None or second is None:
+        return first or second
+    best = first if first.time_us <= second.time_us else second
+    bound_us = min(best.time_us, max(first.bound_us, second.bound_us))
+    return replace(best, bound_us=bound_us, nodes=first.nodes + second.nodes)
 
 
 def _drop_useless(problem: Problem, found: Solution) -> Solution:
@@ -206,7 +222,10 @@ class _Model:
     """The mixed-integer program. Columns: save per value, recompute per operation, write per
     value that may have to be materialized, and a constant."""
 
-    def __init__(self, problem: Problem, saved_bytes_limit: int) -> None:
+    def __init__(
+        self, problem: Problem, saved_bytes_limit: int, forced: Sequence[int], rounded: bool = False
+    ) -> None:
+        self.problem = problem
         values, operations = problem.values, problem.operations
         self._num_values, self._num_operations = len(values), len(operations)
         written = [i for i, v in enumerate(values) if _may_be_materialized(v)]
@@ -240,6 +259,11 @@ class _Model:
         # In units of the largest value: rows of wildly different scale upset the solver.
         scale = max((-weight for weight in heavy.values()), default=1.0)
         self._add({i: w / scale for i, w in heavy.items()}, -saved_bytes_limit / scale)
+        if rounded:
+            for unit in _units(values, saved_bytes_limit):
+                whole = {i: -float(v.num_bytes // unit) for i, v in enumerate(values)}
+                self._add({i: w for i, w in whole.items() if w}, -float(saved_bytes_limit // unit))
+        self.lower[list(forced)] = 1
 
     def _recompute(self, operation: int) -> int:
         return self._num_values + operation
@@ -284,6 +308,21 @@ class _Model:
 
     def saved_in(self, x: np.ndarray) -> list[int]:
         return [i for i in range(self._num_values) if x[i] > 0.5]
+
+
+def _units(values: Sequence[Value], saved_bytes_limit: int) -> list[int]:
+    """Sizes by which the limit may be rounded: identical layers make a few sizes common.
+
+    For any unit u, the sum of floor(bytes / u) over what is saved is at most floor(limit / u):
+    valid for every choice, and it cuts off the fractions of identical tensors with which a
+    linear relaxation fills a limit to the byte.
+    """
+    sizes = sorted({v.num_bytes for v in values if v.num_bytes > saved_bytes_limit // 500})
+
+    def covered_bytes(unit: int) -> int:
+        return sum(v.num_bytes for v in values if v.num_bytes % unit == 0)
+
+    return sorted(sizes, key=lambda unit: (-covered_bytes(unit), unit))[:2]
 
 
 def _may_be_materialized(value: Value) -> bool:

@@ -38,7 +38,9 @@ def steps(draw):
         sizes += [draw(st.integers(0, 20)) for _ in writes]
         workspace_bytes = draw(st.sampled_from([0, 0, 7]))
         operations.append(
-            StepOperation(f"op {index}", tuple(reads), writes, phase, workspace_bytes=workspace_bytes)
+            StepOperation(
+                f"op {index}", tuple(reads), writes, phase, workspace_bytes=workspace_bytes
+            )
         )
         made[phase] = [*made[phase], *writes]
 

@@ -1,0 +1,92 @@
+"""Five families of models: gradients against eager, peaks against the budget and the report."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integration.training import (
+    SAME_RANDOM_NUMBERS,
+    TOLERANCE,
+    assert_same_gradients,
+    budget_between,
+    measured,
+    only_graph,
+    step_gradients,
+)
+from tests.zoo import ZOO, build
+
+
+def _in_dtype(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, dict[str, Any]]:
+    model, inputs = build(name)
+    floating = {k: v.to(dtype) for k, v in inputs.items() if v.is_floating_point()}
+    return model.to(dtype), {**inputs, **floating}
+
+
+def _check(name: str, dtype: torch.dtype, tolerance: float, context: Any) -> None:
+    model, inputs = _in_dtype(name, dtype)
+    wanted = step_gradients(copy.deepcopy(model), model, inputs, context=context)
+    eager = copy.deepcopy(model)
+    wanted = step_gradients(eager, eager, inputs, context=context)
+
+    unlimited = torch.compile(model, backend="sat", options=dict(SAME_RANDOM_NUMBERS))
+    assert_same_gradients(
+        step_gradients(unlimited, model, inputs, context=context), wanted, tolerance
+    )
+    peak_bytes = measured(unlimited, model, inputs, context)
+    graph = only_graph(model)
+    assert graph.predicted_peak_bytes == graph.default_peak_bytes
+    resident_bytes = graph.resident_bytes
+    assert resident_bytes + peak_bytes == pytest.approx(graph.predicted_peak_bytes, rel=0.01)
+    default_bytes = graph.default_peak_bytes
+
+    budget_bytes = budget_between(graph, 0.4)
+    torch.compiler.reset()
+    limited = torch.compile(
+        model, backend="sat", options={"memory_budget": budget_bytes, **SAME_RANDOM_NUMBERS}
+    )
+    assert_same_gradients(
+        step_gradients(limited, model, inputs, context=context), wanted, tolerance
+    )
+    peak_bytes = measured(limited, model, inputs, context)
+    graph = only_graph_under(model, budget_bytes)
+    print(
+        f"{name} {dtype}: default {default_bytes}, budget {budget_bytes}, predicted "
+        f"{graph.predicted_peak_bytes}, measured {graph.measured_peak_bytes}"
+    )
+    assert graph.recomputed, "the budget was to force recomputation"
+    assert graph.measured_peak_bytes == graph.resident_bytes + peak_bytes
+    assert graph.measured_peak_bytes <= budget_bytes
+    assert graph.measured_peak_bytes == pytest.approx(graph.predicted_peak_bytes, rel=0.01)
+    assert graph.default_peak_bytes == pytest.approx(default_bytes, rel=0.05)
+
+
+def only_graph_under(model: torch.nn.Module, budget_bytes: int) -> Any:
+    import satcompile
+
+    graphs = [g for g in satcompile.report(model).graphs if g.budget_bytes == budget_bytes]
+    assert len(graphs) == 1
+    return graphs[0]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_float64_gradients_and_peaks(name: str) -> None:
+    _check(name, torch.float64, TOLERANCE[torch.float64], contextlib.nullcontext)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_float32_gradients_and_peaks(name: str) -> None:
+    _check(name, torch.float32, TOLERANCE[torch.float32], contextlib.nullcontext)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
+def test_bf16_autocast_gradients_and_peaks(name: str) -> None:
+    context = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    _check(name, torch.float32, TOLERANCE[torch.bfloat16], context)

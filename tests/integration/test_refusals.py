@@ -1,0 +1,133 @@
+"""What cannot be honoured is answered by name, never by an eager run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import satcompile
+from satcompile.errors import OptionError, UnsupportedError
+from tests.integration.test_use import Net
+
+
+def _train(options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+    model = Net()
+    torch.compile(model, backend="sat", options=options, **kwargs)(torch.randn(64, 16)).sum().backward()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"memory_budgt": "1GiB"}, "Did you mean 'memory_budget'"),
+        ({"memory_budget": "-1GB"}, "'-1GB', which is not a size"),
+        ({"memory_budget": "12 apples"}, "'12 apples', which is not a size"),
+        ({"memory_budget": 0}, "must be above 0"),
+        ({"memory_budget": float("nan")}, "is nan"),
+    ],
+)
+def test_options_are_refused_through_torch_compile(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        _train(options)
+
+
+def test_a_mode_is_refused() -> None:
+    with pytest.raises(OptionError, match="takes no mode"):
+        _train(mode="max-autotune")
+
+
+def test_suppressed_errors_are_refused_and_do_not_run_eager() -> None:
+    with (
+        torch._dynamo.config.patch(suppress_errors=True),
+        pytest.raises(UnsupportedError, match="suppress_errors is on"),
+    ):
+        _train()
+
+
+def test_compiled_autograd_is_refused() -> None:
+    with (
+        torch._dynamo.config.patch(compiled_autograd=True),
+        pytest.raises(UnsupportedError, match="Compiled autograd is on"),
+    ):
+        _train()
+
+
+def test_torchs_own_budget_is_refused_beside_ours() -> None:
+    from torch._functorch import config
+
+    with (
+        config.patch(activation_memory_budget=0.5),
+        pytest.raises(UnsupportedError, match="activation_memory_budget is 0.5"),
+    ):
+        _train()
+
+
+def test_a_budget_below_the_floor_names_it_and_holds_right_above() -> None:
+    with pytest.raises(satcompile.BudgetError) as caught:
+        _train({"memory_budget": "20KB"})
+    error = caught.value
+    assert error.budget_bytes == 20_000 < error.floor_bytes
+    assert error.floor_op in str(error) and "Raise the budget" in str(error)
+    torch.compiler.reset()
+    budget_bytes = int(error.floor_bytes * 1.01)
+    model = Net()
+    compiled = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
+    x = torch.randn(64, 16)
+
+    def step() -> torch.Tensor:
+        output = compiled(x)
+        output.sum().backward()
+        return output
+
+    step()
+    model.zero_grad()
+    satcompile.measure_peak(step)
+    graph = satcompile.report(model).graphs[0]
+    assert graph.measured_peak_bytes <= budget_bytes
+    assert graph.measured_peak_bytes == pytest.approx(graph.predicted_peak_bytes, rel=0.01)
+
+
+def test_reserve_counts_against_the_budget() -> None:
+    with pytest.raises(satcompile.BudgetError, match="reserve"):
+        _train({"memory_budget": "1MB", "reserve": 999_000})
+
+
+def test_auto_takes_what_is_free() -> None:
+    graph = satcompile.report(_train({"memory_budget": "auto"})).graphs[0]
+    assert graph.budget_bytes > 100 * graph.predicted_peak_bytes
+
+
+def test_a_verification_failure_stops_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from satcompile import pipeline
+    from satcompile.partition import partition
+
+    def broken(graph: Any, plan: Any) -> Any:
+        parts = partition(graph, plan)
+        node = next(n for n in parts.backward.graph.nodes if n.target is torch.ops.aten.mul.Tensor)
+        node.target = torch.ops.aten.add.Tensor
+        return parts
+
+    monkeypatch.setattr(pipeline, "partition", broken)
+    with pytest.raises(satcompile.VerificationError, match="nothing was run"):
+        _train()
+
+
+def test_a_report_of_what_was_never_compiled() -> None:
+    with pytest.raises(satcompile.NotCompiledError, match="no_grad"):
+        satcompile.report()
+    _train()
+    with pytest.raises(satcompile.NotCompiledError, match="No training graph of Linear"):
+        satcompile.report(nn.Linear(2, 2))
+
+
+def test_measuring_under_a_running_profiler_is_refused() -> None:
+    from torch.profiler import profile
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(profile())
+        with pytest.raises(UnsupportedError, match="profiler"):
+            satcompile.measure_peak(lambda: torch.ones(10))

@@ -1,0 +1,302 @@
+"""Bytes that generated code allocates, read off wrappers written by hand in Inductor's style."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+import torch
+
+from satcompile.generated_code import (
+    GeneratedGraph,
+    ScalarSpec,
+    TensorSpec,
+    UnreadableCode,
+    storage_elements,
+    walk_step,
+)
+
+HEADER = """
+from ctypes import c_void_p, c_long, c_int
+import torch
+from math import inf, nan
+from torch import device, empty_strided
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.select_algorithm import extern_kernels
+
+aten = torch.ops.aten
+inductor_ops = torch.ops.inductor
+assert_size_stride = torch._C._dynamo.guards.assert_size_stride
+empty_strided_cpu = torch._C._dynamo.guards._empty_strided_cpu
+reinterpret_tensor = torch._C._dynamo.guards._reinterpret_tensor
+async_compile = AsyncCompile()
+
+cpp_fused_relu_0 = async_compile.cpp_pybinding(['float*'], '''
+void kernel(float* in_out_ptr0) {}
+''')
+
+async_compile.wait(globals())
+del async_compile
+
+class Runner:
+    def __init__(self, partitions):
+        self.partitions = partitions
+
+    def call(self, args):
+"""
+FOOTER = """
+runner = Runner(partitions=[])
+call = runner.call
+recursively_apply_fns = runner.recursively_apply_fns
+"""
+
+
+def wrapper(body: str) -> str:
+    """A module of Inductor's with ``body`` in its ``call``."""
+    lines = [line.strip() for line in body.strip().splitlines()]
+    return HEADER + "".join(f"        {line}\n" for line in lines) + FOOTER
+
+
+def tensor(name: str, *shape: int) -> TensorSpec:
+    strides = torch.empty(shape, device="meta").stride()
+    return TensorSpec(name, shape, strides, torch.float32, (*shape, *strides))
+
+
+def walked(body: str, *inputs: object, outputs: tuple[str, ...] = ("buf",)):
+    graph = GeneratedGraph(wrapper(body), inputs, outputs)
+    return walk_step(graph.at_hints(), None, num_outputs=len(outputs))
+
+
+def peak_and_end(body: str, *inputs: object) -> tuple[int, int]:
+    forward, _ = walked(body, *inputs).profiles()
+    return forward.peak_bytes, forward.end_bytes
+
+
+X = tensor("primals_1", 4, 16)  # 256 bytes
+
+
+def test_buffers_count_from_their_allocation_to_their_end():
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+    buf1 = empty_strided_cpu((4, 16), (16, 1), torch.float64)
+    del buf0
+    buf2 = empty_strided_cpu((10, ), (1, ), torch.int8)
+    return (buf2, )
+    """
+    assert peak_and_end(body, X) == (256 + 512, 10)
+
+
+def test_a_reused_buffer_is_one_buffer():
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+    cpp_fused_relu_0(primals_1, buf0)
+    buf1 = buf0; del buf0  # reuse
+    cpp_fused_relu_0(buf1)
+    buf2 = reinterpret_tensor(buf1, (16, 4), (1, 16), 0); del buf1  # reuse
+    return (buf2, )
+    """
+    assert peak_and_end(body, X) == (256, 256)
+
+
+def test_a_view_keeps_its_whole_buffer_alive():
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+    buf1 = reinterpret_tensor(buf0, (2, ), (1, ), 8)
+    del buf0
+    buf2 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+    return (buf1, )
+    """
+    assert peak_and_end(body, X) == (512, 256)
+
+
+def test_strides_beyond_the_elements_count_as_memory():
+    # Two rows 100 elements apart: 100 + 16 elements; a broadcast row is there once.
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cpu((2, 16), (100, 1), torch.float32)
+    buf1 = empty_strided_cpu((2, 16), (0, 1), torch.float32)
+    return (buf0, )
+    """
+    assert peak_and_end(body, X) == (116 * 4 + 16 * 4, 116 * 4)
+
+
+def test_an_extern_kernel_with_out_allocates_nothing():
+    body = """
+    primals_1, primals_2 = args
+    args.clear()
+    buf0 = empty_strided_cpu((4, 8), (8, 1), torch.float32)
+    extern_kernels.mm(primals_1, reinterpret_tensor(primals_2, (16, 8), (1, 16), 0), out=buf0)
+    del primals_1
+    return (buf0, )
+    """
+    assert peak_and_end(body, X, tensor("primals_2", 8, 16)) == (128, 128)
+
+
+def test_an_operator_without_out_allocates_its_results():
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = torch.ops.aten.sort.stable(primals_1, stable=False, dim=1, descending=False)
+    buf1 = buf0[0]
+    assert_size_stride(buf1, (4, 16), (16, 1), 'torch.ops.aten.sort.default')
+    buf2 = buf0[1]
+    del buf0
+    del buf1
+    return (buf2, )
+    """
+    assert peak_and_end(body, X) == (256 + 512, 512)  # indices are int64
+
+
+def test_an_operator_that_returns_a_view_allocates_nothing():
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+    buf1 = torch.ops.aten.select.int(buf0, 0, 1)
+    del buf0
+    return (buf1, )
+    """
+    assert peak_and_end(body, X) == (256, 256)
+
+
+def test_short_names_of_operators_are_followed_too():
+    body = """
+    primals_1, = args
+    args.clear()
+    buf0 = aten.cumsum.default(primals_1, 0)
+    return (buf0, )
+    """
+    assert peak_and_end(body, X) == (256, 256)
+
+
+def test_inputs_are_not_allocated_by_the_step_even_where_they_are_returned():
+    body = """
+    primals_1, = args
+    args.clear()
+    return (primals_1, )
+    """
+    assert peak_and_end(body, X) == (0, 0)
+
+
+def test_nothing_but_symbolic_arithmetic_is_read_from_numbers():
+    body = """
+    s0, primals_1 = args
+    args.clear()
+    buf0 = empty_strided_cpu((s0, 2*s0), (2*s0, 1), torch.float32)
+    return (buf0, )
+    """
+    s0 = sympy.Symbol("s0")
+    spec = TensorSpec("primals_1", (s0, 4), (4, 1), torch.float32, (3, 4, 4, 1))
+    graph = GeneratedGraph(wrapper(body), [ScalarSpec(s0, 3), spec], ("buf0",))
+
+    def peak(concrete: GeneratedGraph) -> int:
+        return walk_step(concrete, None, 1).profiles()[0].peak_bytes
+
+    assert peak(graph.at_hints()) == 3 * 6 * 4
+    assert peak(graph.at_sizes({s0: 5})) == 5 * 10 * 4
+    assert graph.at_sizes({s0: 5}).inputs[1].shape == (5, 4)
+
+
+# -- a whole step ----------------------------------------------------------------------------
+
+FORWARD = """
+primals_1, primals_2 = args
+args.clear()
+buf0 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+extern_kernels.mm(primals_2, primals_1, out=buf0)
+buf1 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+cpp_fused_relu_0(buf0, buf1)
+buf2 = empty_strided_cpu((), (), torch.float32)
+cpp_fused_relu_0(buf1, buf2)
+del buf1
+return (buf2, primals_2, buf0, )
+"""
+BACKWARD = """
+primals_2, mm, tangents_1 = args
+args.clear()
+buf0 = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+cpp_fused_relu_0(mm, tangents_1, buf0)
+del mm
+del tangents_1
+buf1 = empty_strided_cpu((16, 16), (16, 1), torch.float32)
+extern_kernels.mm(reinterpret_tensor(primals_2, (16, 4), (1, 16), 0), buf0, out=buf1)
+del buf0
+del primals_2
+return (buf1, None, )
+"""
+WEIGHT, INPUT = tensor("primals_1", 16, 16), tensor("primals_2", 4, 16)
+STEP = (
+    GeneratedGraph(wrapper(FORWARD), [WEIGHT, INPUT], ("sum_1", "primals_2", "mm")),
+    GeneratedGraph(
+        wrapper(BACKWARD), [INPUT, tensor("mm", 4, 16), tensor("tangents_1")], ("mm_1", None)
+    ),
+)
+
+
+def test_a_step_hands_over_what_the_backward_takes():
+    walk = walk_step(STEP[0].at_hints(), STEP[1].at_hints(), num_outputs=1)
+    forward, backward = walk.profiles()
+    assert walk.saved_bytes == 256  # the product; the input is there anyway
+    assert (forward.peak_bytes, forward.end_bytes) == (256 + 256 + 4, 256 + 4)
+    # The incoming gradient, the product and the loss; then the product gives way to the
+    # gradient of the weights, while the gradient of the product is still read.
+    assert backward.peak_bytes == 4 + 256 + 1024
+    assert backward.end_bytes == 4 + 1024  # the loss, which the user holds, and the gradient
+
+
+def test_saved_values_that_the_user_holds_too_are_not_counted_as_saved():
+    walk = walk_step(STEP[0].at_hints(), STEP[1].at_hints(), num_outputs=3)
+    assert walk.saved_bytes == 0
+
+
+def test_updated_buffers_are_gone_before_the_backward():
+    held = walk_step(*(graph.at_hints() for graph in STEP), num_outputs=1)
+    dropped = walk_step(*(graph.at_hints() for graph in STEP), 1, transient_outputs=[0])
+    assert held.profiles()[1].end_bytes - dropped.profiles()[1].end_bytes == 4
+
+
+# -- what cannot be followed -----------------------------------------------------------------
+
+
+def test_a_module_without_a_call_is_unreadable():
+    with pytest.raises(UnreadableCode, match="Runner"):
+        walk_step(GeneratedGraph("import torch\n", [], ()), None, 0)
+
+
+def test_a_name_that_nothing_defines_is_unreadable_and_named():
+    with pytest.raises(UnreadableCode, match="empty_strided_tpu"):
+        walked("buf0 = empty_strided_tpu((4, ), (1, ), torch.float32)\nreturn (buf0, )")
+
+
+def test_an_unknown_operator_is_unreadable():
+    with pytest.raises(UnreadableCode, match="no_such_operator"):
+        walked("buf0 = torch.ops.aten.no_such_operator.default(1)\nreturn (buf0, )")
+
+
+def test_a_plain_function_call_is_followed_as_older_wrappers_have_it():
+    source = """
+import torch
+empty_strided_cpu = torch._C._dynamo.guards._empty_strided_cpu
+def call(args):
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cpu((8, ), (1, ), torch.float32)
+    return (buf0, )
+"""
+    walk = walk_step(GeneratedGraph(source, [X], ("buf0",)).at_hints(), None, 1)
+    assert walk.profiles()[0].peak_bytes == 32
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "elements"),
+    [((), (), 1), ((4,), (1,), 4), ((2, 3), (3, 1), 6), ((2, 3), (0, 1), 3), ((2, 3), (100, 1), 103),
+     ((0, 3), (3, 1), 0)],
+)  # fmt: skip
+def test_elements_that_strides_span(shape, strides, elements):
+    assert storage_elements(shape, strides) == elements
