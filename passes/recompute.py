@@ -61,7 +61,7 @@ class Recompute:
         tensors, scalars = problem.nodes_to_save(chosen.saved)
         bound_us = 0.0
         if self.limit_bytes is not None:
-            bound_us = search.bound_us(self.limit_bytes, most)
+            bound_us = search.bound_us(self.limit_bytes)
         return self._plan(problem, chosen, default, tensors, scalars, bound_us=bound_us)
 
     def _plan(

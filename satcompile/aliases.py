@@ -7,6 +7,7 @@ traced values: fake tensors share storage by accident of tracing, a schema by co
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -36,21 +37,23 @@ def aliased_argument(node: fx.Node) -> fx.Node | None:
 
 
 def _argument_aliased_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> fx.Node | None:
-    returned = {
-        name
-        for result in schema.returns
-        if result.alias_info is not None
-        for name in result.alias_info.before_set
-    }
-    if not returned:
+    infos = [result.alias_info for result in schema.returns if result.alias_info is not None]
+    if not infos:
         return None
+    returned = {name for info in infos for name in info.before_set}
     for index, argument in enumerate(schema.arguments):
         info = argument.alias_info
-        if info is None or not returned & set(info.before_set):
+        if info is None or not _shares(returned, info):
             continue
         value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
         return value if isinstance(value, fx.Node) else None
     return None
+
+
+def _shares(returned: set[str], info: Any) -> bool:
+    """Whether an argument is what the results alias. A list of views (``split``) is written
+    ``a -> *``, and its results then name no set."""
+    return bool(returned & set(info.before_set)) or (not returned and "*" in info.after_set)
 
 
 def storage_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from satcompile.errors import UnsupportedError
 from satcompile.solver.simulator import Event, replay
-from satcompile.torch_compat import quiet_profiler
+from satcompile.torch_compat import profiler_is_active, quiet_profiler
 
 _listeners: list[Callable[[int], None]] = []
 
@@ -31,6 +32,9 @@ def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None
         Bytes. ``resident_bytes + measure_peak(step)`` is what a report's
         ``predicted_peak_bytes`` is to be compared with. Reports of the graphs that ran inside
         ``fn`` show this figure from then on.
+
+    Raises:
+        UnsupportedError: on the CPU, a profiler is already running.
     """
     from satcompile.report.registry import observing_steps
 
@@ -57,6 +61,11 @@ def _measure_cuda(fn: Callable[[], Any], device: torch.device | str | None) -> i
 
 
 def _measure_cpu(fn: Callable[[], Any]) -> int:
+    if profiler_is_active():
+        raise UnsupportedError(
+            "measure_peak records with torch's profiler on the CPU, and a profiler is already "
+            "running. Call measure_peak outside it."
+        )
     return replay(cpu_events(fn)).peak_bytes
 
 

@@ -7,6 +7,7 @@ with what was asked, what is possible, and the nearest valid choice.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from satcompile.errors import OptionError
 PASS_NAMES = ("recompute",)
 
 _BUDGET_FORMS = 'bytes as an int, "6GiB", "800MB", "60% of default" or "auto"'
+_ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"
 _PERCENT_OF_DEFAULT = r"\s*(\d+(?:\.\d+)?)\s*%\s*of\s+default\s*"
 
 
@@ -58,7 +60,7 @@ class Options(BaseModel):
     @field_validator("reserve", mode="before")
     @classmethod
     def _read_reserve(cls, value: Any) -> int:
-        return 0 if value == 0 and not isinstance(value, bool) else _read_bytes("reserve", value)
+        return _read_bytes("reserve", value, least=0)
 
     @field_validator("sparsity", mode="before")
     @classmethod
@@ -116,18 +118,19 @@ class Options(BaseModel):
         from satcompile.torch_compat import inductor_config_keys
 
         known = inductor_config_keys()
-        for key in value:
-            if str(key).replace("-", "_") not in known:
+        given = {str(key).replace("-", "_"): v for key, v in value.items()}
+        for key in given:
+            if key not in known:
                 raise OptionError(
                     f"The option 'inductor' has the key {key!r}, which Inductor's configuration "
-                    f"does not have. {_nearest(str(key), known)}"
+                    f"does not have. {_nearest(key, known)}"
                 )
             if key == "custom_partitioner_fn":
                 raise OptionError(
                     "The option 'inductor' may not set 'custom_partitioner_fn': satcompile's own "
                     "partitioner stands there."
                 )
-        return {str(key).replace("-", "_"): v for key, v in value.items()}
+        return given
 
 
 def parse(options: Any) -> Options:
@@ -165,8 +168,6 @@ def parse(options: Any) -> Options:
 
 def read_budget(value: Any) -> MemoryBudget:
     """A memory budget from an int or text; see ``MemoryBudget``."""
-    import re
-
     if isinstance(value, str):
         if value.strip().lower() == "auto":
             return MemoryBudget(value, auto=True)
@@ -182,18 +183,23 @@ def read_budget(value: Any) -> MemoryBudget:
     return MemoryBudget(str(value), num_bytes=_read_bytes("memory_budget", value))
 
 
-def _read_bytes(option: str, value: Any) -> int:
+def _read_bytes(option: str, value: Any, least: int = 1) -> int:
     forms = _BUDGET_FORMS if option == "memory_budget" else 'bytes as an int, "6GiB" or "800MB"'
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise OptionError(f"The option {option!r} is {value!r}; it takes {forms}.")
+    not_a_size = OptionError(
+        f"The option {option!r} is {value!r}, which is not a size in bytes. It takes {forms}."
+    )
+    # ByteSize would read "6GiB or so" and "1,5GiB" up to where they stop making sense.
+    if isinstance(value, str) and not re.fullmatch(_ONE_SIZE, value):
+        raise not_a_size
     try:
         num_bytes = int(TypeAdapter(ByteSize).validate_python(value))
     except ValidationError:
-        raise OptionError(
-            f"The option {option!r} is {value!r}, which is not a size in bytes. It takes {forms}."
-        ) from None
-    if num_bytes <= 0:
-        raise OptionError(f"The option {option!r} is {value!r}; it must be above 0. It takes {forms}.")
+        raise not_a_size from None
+    if num_bytes < least:
+        bound = "above 0" if least else "0 or above"
+        raise OptionError(f"The option {option!r} is {value!r}; it must be {bound}. It takes {forms}.")
     return num_bytes
 
 

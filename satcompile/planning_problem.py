@@ -16,13 +16,14 @@ from torch import fx
 from satcompile.cost.roofline import CostModel, OperationCost
 from satcompile.solver import two_phase
 from satcompile.solver.step import Phase, Step, StepOperation
-from satcompile.torch_compat import is_backward_state, recompute_tag
+from satcompile.torch_compat import is_backward_state, recompute_tag, size_hint
 from satcompile.training_graph import (
     TrainingGraph,
     is_getitem,
     is_multi_output,
     is_scalar,
     is_tensor,
+    num_elements,
     storage_bytes,
 )
 
@@ -51,7 +52,7 @@ class PlanningProblem:
         if is_multi_output(node):
             # A split into views makes no storage: its parts share its argument's.
             return bool(self._writes(node)) or not node.users
-        return self.graph.owners[node] is node or _is_mutation(node)
+        return self.graph.owners[node] is node or is_mutation(node)
 
     def storage_of(self, node: fx.Node) -> int | None:
         return self.index_of.get(self.graph.owners[node])
@@ -126,11 +127,11 @@ class PlanningProblem:
         )
 
     def _reduces(self, node: fx.Node) -> bool:
-        read = [n.meta["val"].numel() for n in node.all_input_nodes if is_tensor(n)]
+        read = [num_elements(n.meta["val"]) for n in node.all_input_nodes if is_tensor(n)]
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor) or not read:
             return True
-        return bool(int(value.numel()) < int(max(read)))
+        return num_elements(value) < max(read)
 
     # -- the choice ----------------------------------------------------------------------
 
@@ -295,7 +296,8 @@ def _argument(node: fx.Node, name: str) -> object:
     return None
 
 
-def _is_mutation(node: fx.Node) -> bool:
+def is_mutation(node: fx.Node) -> bool:
+    """Whether ``node`` writes into one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -304,7 +306,7 @@ def _needs_channels_last(value: torch.Tensor) -> bool:
     return (
         value.device.type == "cpu"
         and value.dim() == 4
-        and not value.is_contiguous(memory_format=torch.channels_last)
+        and size_hint(value.stride(1)) != 1  # asking is_contiguous would guard on sizes
     )
 
 

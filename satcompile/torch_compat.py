@@ -194,7 +194,28 @@ def prepare_joint_graph(joint: fx.GraphModule) -> fx.GraphModule:
         partitioners.force_save_collectives(joint)
     partitioners.force_save_effectful_ops(joint)
     partitioners.force_save_bw_mutation_src(joint)
+    _save_what_reads_overwritten_inputs(joint)
     return joint
+
+
+def _save_what_reads_overwritten_inputs(joint: fx.GraphModule) -> None:
+    """What is computed from an input that the forward overwrites must not be computed again:
+    the backward would read the new contents. Torch's own partitioner misses this (2.11 and
+    2.13): ``sin(x + self.b)`` followed by ``self.b.add_(1)`` gets a wrong gradient from it.
+    """
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    is_view = default_op_types().is_view
+    for node in joint.graph.nodes:
+        if node.target is not torch.ops.aten.copy_.default:
+            continue
+        stack = [node.args[0]]
+        while stack:
+            for user in stack.pop().users:
+                if is_view(user):
+                    stack.append(user)
+                elif user.op == "call_function" and user is not node:
+                    user.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
 def classify_nodes(joint: fx.GraphModule, static_inputs: list[int], num_outputs: int) -> Any:

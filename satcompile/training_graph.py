@@ -6,6 +6,7 @@ nodes and storages, not plans; ``satcompile.passes.recompute`` turns it into a p
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -107,6 +108,11 @@ def is_tensor(node: fx.Node) -> bool:
 def is_scalar(node: fx.Node) -> bool:
     """Whether ``node`` is a symbolic size or number, which crosses to the backward for free."""
     return is_symbolic(node.meta.get("val"))
+
+
+def num_elements(value: torch.Tensor) -> int:
+    """Elements at the sizes of this call. Sizes may be symbolic: asking torch would guard."""
+    return math.prod(size_hint(extent) for extent in value.shape)
 
 
 def storage_bytes(value: Any) -> int:

@@ -20,6 +20,7 @@ What it cannot see: a joint graph that was wrong to begin with, and what Inducto
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ from torch import fx
 from satcompile.errors import VerificationError
 from satcompile.partition import Partition
 from satcompile.plan import Plan
-from satcompile.planning_problem import PlanningProblem, is_random
+from satcompile.planning_problem import PlanningProblem, is_mutation, is_random
 from satcompile.solver.step import StepProfile, simulate_orders
 from satcompile.torch_compat import is_rng_replay, is_rng_save, recompute_tag
 
@@ -78,6 +79,7 @@ class Reference:
         signatures: metadata of each numbered value.
         outputs: numbers of the outputs, forward first; None for outputs that are not values.
         random: names of random nodes that must not run twice.
+        effects: how often each mutation runs.
     """
 
     numbering: Numbering
@@ -85,6 +87,7 @@ class Reference:
     signatures: dict[Number, str]
     outputs: list[Number | None]
     random: frozenset[str]
+    effects: Counter[Number]
 
 
 def reference(module: fx.GraphModule) -> Reference:
@@ -94,6 +97,7 @@ def reference(module: fx.GraphModule) -> Reference:
     signatures: dict[Number, str] = {}
     replayed: dict[Any, int] = {}
     random = set()
+    effects: Counter[Number] = Counter()
     for node in module.graph.nodes:
         if node.op == "output":
             continue
@@ -110,8 +114,19 @@ def reference(module: fx.GraphModule) -> Reference:
         else:
             numbers[node] = numbering.of(_key(node, numbering, numbers))
         signatures.setdefault(numbers[node], signature(node))
+        if is_mutation(node):
+            effects[numbers[node]] += 1
+            _overwrite(node, numbers)
     outputs = [numbers.get(value) for value in _outputs(module)]
-    return Reference(numbering, inputs, signatures, outputs, frozenset(random))
+    return Reference(numbering, inputs, signatures, outputs, frozenset(random), effects)
+
+
+def _overwrite(node: fx.Node, numbers: dict[fx.Node, Any]) -> None:
+    """What a mutation writes into has the mutation's value from here on."""
+    for position, argument in enumerate(node.target._schema.arguments):
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if written and position < len(node.args) and isinstance(node.args[position], fx.Node):
+            numbers[node.args[position]] = numbers[node]
 
 
 def signature(node: fx.Node) -> str:
@@ -197,17 +212,33 @@ def check_partition(
     passed = tuple(passed)
     _lint(parts.forward, "forward", passed)
     _lint(parts.backward, "backward", passed)
-    forward = _number_emitted(parts.forward, joint, joint.inputs.get, "forward", passed)
+    _check_inputs(parts, joint, passed)
+    effects: Counter[Number] = Counter()
+    forward = _number_emitted(parts.forward, joint, joint.inputs.get, "forward", effects, passed)
     outputs = [forward.get(node) for node in _outputs(parts.forward)]
     wanted = joint.outputs[: parts.num_outputs]
     _compare_outputs(outputs[: parts.num_outputs], wanted, "forward", passed)
     lookup = _handed_over(parts, joint, outputs, passed)
-    backward = _number_emitted(parts.backward, joint, lookup, "backward", passed)
+    backward = _number_emitted(parts.backward, joint, lookup, "backward", effects, passed)
     gradients = [backward.get(node) for node in _outputs(parts.backward)]
     _compare_outputs(gradients, joint.outputs[parts.num_outputs :], "backward", passed)
+    if effects != joint.effects:
+        _fail("a mutation of an input is missing, or runs more than once", passed)
     _check_random(parts, joint, passed)
     if problem is not None:
         _check_peak(parts, plan, problem, passed)
+
+
+def _check_inputs(parts: Partition, joint: Reference, passed: Iterable[str]) -> None:
+    """Graphs are called by position: what both graphs take keeps the joint graph's order."""
+    order = list(joint.inputs)
+    for which, module in (("forward", parts.forward), ("backward", parts.backward)):
+        names = [node.name for node in module.graph.find_nodes(op="placeholder")]
+        known = [name for name in names if name in joint.inputs]
+        if which == "backward":  # what is saved has an order of its own, checked by number
+            known = [name for name in known if not name.startswith("primals")]
+        if known != [name for name in order if name in set(known)]:
+            _fail(f"the {which} takes its inputs in another order than the joint graph", passed)
 
 
 def _handed_over(
@@ -240,6 +271,7 @@ def _number_emitted(
     joint: Reference,
     input_number: Callable[[str], Any],
     which: str,
+    effects: Counter[Number],
     passed: Iterable[str],
 ) -> dict[fx.Node, Any]:
     numbers: dict[fx.Node, Any] = {}
@@ -274,6 +306,9 @@ def _number_emitted(
                 f"{known[numbers[node]]}",
                 passed,
             )
+        if is_mutation(node):
+            effects[numbers[node]] += 1
+            _overwrite(node, numbers)
     return numbers
 
 

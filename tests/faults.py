@@ -398,6 +398,8 @@ def effect_added(mutant: Mutant) -> str:
     end = _output(graph)
     others = [n for n in _before(end) if n is not written and signature(n) == signature(written)]
     source = mutant.one_of(others)
+    if any(_writes_an_input(n) and n.args[:2] == (written, source) for n in written.users):
+        raise Inapplicable  # the model does that itself, and twice is no different
     with graph.inserting_before(end):
         node = graph.call_function(aten.copy_.default, (written, source))
     node.meta = dict(written.meta)

@@ -155,6 +155,6 @@ def _elements(value: torch.Tensor) -> int:
 
 def _bytes(value: torch.Tensor) -> int:
     """Bytes that a read of the whole tensor moves; broadcast dimensions are read once."""
-    strides = value.stride()
-    extents = [size_hint(s) for s, stride in zip(value.shape, strides, strict=True) if stride != 0]
+    shape, strides = map(size_hint, value.shape), map(size_hint, value.stride())
+    extents = [extent for extent, stride in zip(shape, strides, strict=True) if stride != 0]
     return math.prod(extents) * value.dtype.itemsize

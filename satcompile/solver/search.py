@@ -98,15 +98,15 @@ class BudgetSearch:
         held = sum(sizes[s] for s in self.step.outputs | self.step.tangents)
         return peak_limit_bytes - held - self.step.constant_bytes
 
-    def within(self, peak_limit_bytes: int, most_saved_bytes: int) -> Candidate | None:
+    def within(self, peak_limit_bytes: int, default_saved_bytes: int) -> Candidate | None:
         """The least-time plan found whose simulated peak is within the limit, None if none is.
 
         Args:
             peak_limit_bytes: for the whole step.
-            most_saved_bytes: no plan of interest saves more (the default's, for instance).
+            default_saved_bytes: scale for the search of the floor.
         """
-        room = min(most_saved_bytes, self.room_at_boundary(peak_limit_bytes))
-        bound_us = self.bound_us(peak_limit_bytes, most_saved_bytes)
+        room = self.room_at_boundary(peak_limit_bytes)
+        bound_us = self.bound_us(peak_limit_bytes)
         best: Candidate | None = None
         for forced in self._checkpoints:
             roomiest = self.at_saved_bytes(room, forced)
@@ -118,7 +118,7 @@ class BudgetSearch:
             if best is not None and best.solution.time_us <= bound_us + self._gap_us:
                 break  # proven: no choice of segments does better
         if best is None:
-            lowest = self.floor(most_saved_bytes)
+            lowest = self.floor(default_saved_bytes)
             best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
         return best
 
@@ -173,17 +173,17 @@ class BudgetSearch:
                 high = middle
         return fitting
 
-    def bound_us(self, peak_limit_bytes: int, most_saved_bytes: int) -> float:
+    def bound_us(self, peak_limit_bytes: int) -> float:
         """Proven: no plan of the class within the limit recomputes for less time than this."""
-        found = self.at_saved_bytes(min(most_saved_bytes, self.room_at_boundary(peak_limit_bytes)))
+        found = self.at_saved_bytes(self.room_at_boundary(peak_limit_bytes))
         return 0.0 if found is None else found.solution.bound_us
 
-    def floor(self, most_saved_bytes: int) -> Candidate:
+    def floor(self, default_saved_bytes: int) -> Candidate:
         """The lowest simulated peak found over segmentations and limits on saved bytes."""
         for forced in self._checkpoints:
             needed = sum(self.step.storage_bytes[s] for s in forced)
             for share in _FLOOR_SHARES:
-                self.at_saved_bytes(needed + int(most_saved_bytes * share), forced)
+                self.at_saved_bytes(needed + int(default_saved_bytes * share), forced)
         found = [c for c in self._solved.values() if c is not None]
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")

@@ -115,7 +115,16 @@ def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
     makers = step.makers()
     given = set(saved)
     # An operation of the joint graph's backward runs where some gradient comes of it.
-    wanted = _ancestors(step, makers, set(step.gradients), given)
+    targets = set(step.gradients)
+    for operation in step.operations:
+        if operation.phase is Phase.BACKWARD and not operation.writes:
+            targets.update(operation.reads)  # a mutation, run for its effect
+    wanted = _ancestors(step, makers, targets, given)
+    wanted.update(
+        index
+        for index, operation in enumerate(step.operations)
+        if operation.phase is Phase.BACKWARD and not operation.writes
+    )
     order: list[int] = []
     placed: set[int] = set()
     for index, operation in enumerate(step.operations):
