@@ -64,8 +64,10 @@ def write_results(
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else (
-        f"{value:.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 100
+        else (f"{value:.0f}" if isinstance(value, float) else str(value))
     )
 
 

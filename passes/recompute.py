@@ -92,7 +92,9 @@ class Recompute:
             profile=chosen.profile,
             default_profile=default.profile,
             time_us=chosen.solution.time_us,
-            bound_us=chosen.solution.time_us if is_default else min(bound_us, chosen.solution.time_us),
+            bound_us=chosen.solution.time_us
+            if is_default
+            else min(bound_us, chosen.solution.time_us),
             bound_kind="torch's own plan fits" if is_default else BUDGET_BOUND,
             is_default=is_default,
             limit_bytes=self.limit_bytes,

@@ -31,6 +31,7 @@ from satcompile.residency import Residency, measure_residency
 log = logging.getLogger("satcompile")
 
 _ROUNDS = 4  # of tightening; the last one takes the plan with the lowest peak
+_MARGIN = 0.02  # of the first round's limit: the simulation is that close to generated code
 _AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 
@@ -158,7 +159,7 @@ class _Compilation:
         """
         accept = self._step_limit(budget_bytes)
         assert accept is not None
-        limit = accept
+        limit = accept - int(_MARGIN * max(accept, 0))
         lowest = accept <= 0
         while True:
             self.rounds += 1
@@ -167,14 +168,10 @@ class _Compilation:
                 self.options, max(limit, 0), accept, lowest_peak=lowest, dry=accept <= 0
             )
             compiled = self._try(attempt)
-            if not attempt.is_training and not attempt.dry:
-                return attempt, compiled
+            if not attempt.is_training:
+                return attempt, compiled  # no backward: nothing to plan, and dry runs do not stop
             if attempt.step_peak_bytes <= accept and compiled is not None:
                 return attempt, compiled
-            if not attempt.is_training:
-                # No backward was seen and nothing compiled: an inference graph in a dry run.
-                plain = Attempt(self.options)
-                return plain, plain.compile(self.gm, self.inputs)
             if lowest:
                 raise self._over_budget(budget_bytes, attempt)
             assert attempt.outcome is not None
@@ -185,6 +182,7 @@ class _Compilation:
 
     def _over_budget(self, budget_bytes: int, attempt: Attempt) -> BudgetError:
         assert attempt.outcome is not None and attempt.problem is not None
+        assert self.options.memory_budget is not None
         resident, plan = self.residency, attempt.outcome.plan
         floor_bytes = resident.total_bytes + self.options.reserve + attempt.step_peak_bytes
         where = _describe_operation(attempt, plan.profile.peak_label)
@@ -303,7 +301,9 @@ def _describe_operation(attempt: Attempt, name: str) -> str:
 
 def _graph_name() -> str:
     compile_id, code = torch_compat.current_compile_id(), torch_compat.current_frame_code()
-    where = f"{code.co_qualname if hasattr(code, 'co_qualname') else code.co_name}" if code else "graph"
+    where = (
+        f"{code.co_qualname if hasattr(code, 'co_qualname') else code.co_name}" if code else "graph"
+    )
     return f"{where} [{compile_id[0]}]" if compile_id else where
 
 

@@ -33,9 +33,7 @@ class BudgetError(SatcompileError):
         floor_op: where that plan's peak lies: operation and module.
     """
 
-    def __init__(
-        self, message: str, *, budget_bytes: int, floor_bytes: int, floor_op: str
-    ) -> None:
+    def __init__(self, message: str, *, budget_bytes: int, floor_bytes: int, floor_op: str) -> None:
         super().__init__(message)
         self.budget_bytes, self.floor_bytes, self.floor_op = budget_bytes, floor_bytes, floor_op
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -121,7 +122,9 @@ class Attempt:
         self.transient_outputs = graph.transient_outputs
         return parts.forward, parts.backward
 
-    def _compile_graph(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+    def _compile_graph(
+        self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
+    ) -> Any:
         if self.outcome is None or kwargs.get("is_inference"):
             return torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
         names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
@@ -139,7 +142,10 @@ class Attempt:
             if self.dry:
                 raise CodeOnly
 
-        with torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward):
+        with (
+            self._fusion_policy(is_backward),
+            torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward),
+        ):
             compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
         source = getattr(compiled, "source_code", None)
         if source and (self.backward if is_backward else self.forward) is None:
@@ -147,6 +153,16 @@ class Attempt:
         elif not source and is_backward and self.walk is None:
             self.unreadable = "Inductor kept no source"
         return compiled
+
+    def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
+        """A plan's backward keeps its order; without a plan of ours Inductor fuses as it will.
+
+        The plan follows from the graph and the limit, and so does the policy: the partitioner's
+        uuid covers both.
+        """
+        if is_backward and self.outcome is not None and not self.outcome.plan.is_default:
+            return torch_compat.without_horizontal_fusion()
+        return nullcontext()
 
     def _check_allocations(self) -> None:
         """Walk both wrappers; over the accepted bytes, end the attempt."""
@@ -175,7 +191,7 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
         self._uuid = torch_compat.digest(
             _source_digest(),
             torch.__version__,
-            attempt.options.model_dump_json(),
+            repr(attempt.options),
             repr((attempt.limit_bytes, attempt.lowest_peak, attempt.dry)),
         )
 

@@ -142,7 +142,9 @@ def parse(options: Any) -> Options:
     if options is None:
         return Options()
     if not isinstance(options, Mapping):
-        raise OptionError(f"options is {options!r}; it takes a dict such as {{'memory_budget': '6GiB'}}.")
+        raise OptionError(
+            f"options is {options!r}; it takes a dict such as {{'memory_budget': '6GiB'}}."
+        )
     known = tuple(Options.model_fields)
     for key in options:
         if key not in known:
@@ -157,7 +159,9 @@ def parse(options: Any) -> Options:
         if isinstance(cause, OptionError):
             raise cause from None
         where = ".".join(str(part) for part in first["loc"])
-        raise OptionError(f"The option {where!r} cannot be {first['input']!r}: {first['msg']}.") from None
+        raise OptionError(
+            f"The option {where!r} cannot be {first['input']!r}: {first['msg']}."
+        ) from None
     if "recompute" in parsed.disable_passes and parsed.memory_budget is not None:
         raise OptionError(
             "The option 'memory_budget' needs the pass 'recompute', which 'disable_passes' turns "
@@ -199,7 +203,9 @@ def _read_bytes(option: str, value: Any, least: int = 1) -> int:
         raise not_a_size from None
     if num_bytes < least:
         bound = "above 0" if least else "0 or above"
-        raise OptionError(f"The option {option!r} is {value!r}; it must be {bound}. It takes {forms}.")
+        raise OptionError(
+            f"The option {option!r} is {value!r}; it must be {bound}. It takes {forms}."
+        )
     return num_bytes
 
 

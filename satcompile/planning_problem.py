@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from satcompile.cost.roofline import CostModel, OperationCost
-from satcompile.solver import two_phase
 from satcompile.solver.step import Phase, Step, StepOperation
+from satcompile.solver.two_phase import Operation, Problem, Value
 from satcompile.torch_compat import is_backward_state, recompute_tag, size_hint
 from satcompile.training_graph import (
     TrainingGraph,
@@ -173,13 +173,13 @@ class PlanningProblem:
         ]
 
     @cached_property
-    def two_phase(self) -> two_phase.Problem:
+    def two_phase(self) -> Problem:
         step, makers = self.step, self.step.makers()
         position = {storage: i for i, storage in enumerate(self.choices)}
         forward = [i for i, o in enumerate(step.operations) if o.phase is not Phase.BACKWARD]
         number = {operation: i for i, operation in enumerate(forward)}
         operations = [
-            two_phase.Operation(
+            Operation(
                 name=step.operations[i].name,
                 time_us=self._recompute_us(i),
                 reads=tuple(position[s] for s in step.operations[i].reads if s in position),
@@ -188,7 +188,7 @@ class PlanningProblem:
             for i in forward
         ]
         values = [self._value(s, makers[s], number) for s in self.choices]
-        return two_phase.Problem(operations, values)
+        return Problem(operations, values)
 
     def _recompute_us(self, index: int) -> float:
         # What only the backward needs is computed once wherever it stands.
@@ -196,7 +196,7 @@ class PlanningProblem:
             return 0.0
         return self.prices[index].inline_us
 
-    def _value(self, storage: int, maker: int, number: dict[int, int]) -> two_phase.Value:
+    def _value(self, storage: int, maker: int, number: dict[int, int]) -> Value:
         step = self.step
         readers = self._readers.get(storage, [])
         backward = [r for r in readers if step.operations[r].phase is Phase.BACKWARD]
@@ -212,7 +212,7 @@ class PlanningProblem:
             and all(step.operations[r].fusible for r in forward_readers)
             and storage not in step.outputs
         )
-        return two_phase.Value(
+        return Value(
             producer=number[maker],
             num_bytes=num_bytes,
             needed=bool(backward) or storage in step.gradients,
@@ -220,9 +220,7 @@ class PlanningProblem:
             save_time_us=self.costs.traffic_us(num_bytes) if fused_away else 0.0,
             materialize_time_us=price.write_us if in_forward else 0.0,
             unfused_backward=any(not step.operations[r].fusible for r in backward),
-            unfused_readers=tuple(
-                number[r] for r in others if not step.operations[r].fusible
-            ),
+            unfused_readers=tuple(number[r] for r in others if not step.operations[r].fusible),
         )
 
     def is_recomputable(self, node: fx.Node) -> bool:
@@ -288,6 +286,8 @@ def is_random(node: fx.Node) -> bool:
 
 def _argument(node: fx.Node, name: str) -> object:
     """The value of a schema's argument as ``node`` has it; None where there is no such one."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.name == name:
             if position < len(node.args):
@@ -301,7 +301,6 @@ def is_mutation(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-
 def _needs_channels_last(value: torch.Tensor) -> bool:
     return (
         value.device.type == "cpu"
@@ -313,10 +312,11 @@ def _needs_channels_last(value: torch.Tensor) -> bool:
 def _reordered_weights_bytes(node: fx.Node) -> int:
     """What a convolution on the CPU takes for its library's own layout of the weight: one copy
     in the forward, two for the weight's gradient (measured; scratch space comes on top)."""
-    copies = {
-        torch.ops.aten.convolution.default: (1, 1),
-        torch.ops.aten.convolution_backward.default: (2, 2),
-    }.get(node.target)
+    copies = None
+    if node.target is torch.ops.aten.convolution.default:
+        copies = (1, 1)
+    elif node.target is torch.ops.aten.convolution_backward.default:
+        copies = (2, 2)
     if copies is None:
         return 0
     position, count = copies

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,9 +134,11 @@ def _step_on_fake(
         twin.__dict__ = dict(optimizer.__dict__)
         twin.state = type(optimizer.state)(dict)
         plain = {**settings, "fused": None, "foreach": False, "capturable": False}
-        twin.param_groups = [{**{k: v for k, v in plain.items() if k in settings}, "params": [fake]}]
+        twin.param_groups = [
+            {**{k: v for k, v in plain.items() if k in settings}, "params": [fake]}
+        ]
         try:
-            type(optimizer).step.__wrapped__(twin)  # without profiling and hooks
+            inspect.unwrap(type(optimizer).step)(twin)  # without profiling and hooks
         except Exception:
             # Any optimizer may come along, with any code in its step. Not predictable is an
             # answer, which the report shows; it is not a reason to stop the training.

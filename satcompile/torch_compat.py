@@ -19,15 +19,15 @@ import torch
 import torch.utils._python_dispatch
 from torch import fx
 
-# The partitioner's own helpers: which nodes belong to the forward and the backward, what must
-# be saved (collectives, effects, mutations, checkpoint regions), and the extraction of the
-# two modules, whose calling convention is AOTAutograd's business. 2.11, 2.13.
-from torch._functorch import partitioners
-
 # Raised from a backend, a class that inherits ShortenTraceback reaches the user as itself and
 # not inside BackendCompilerFailed. 2.11, 2.13.
 from torch._dynamo.exc import ShortenTraceback  # noqa: F401
 from torch._functorch import config as functorch_config
+
+# The partitioner's own helpers: which nodes belong to the forward and the backward, what must
+# be saved (collectives, effects, mutations, checkpoint regions), and the extraction of the
+# two modules, whose calling convention is AOTAutograd's business. 2.11, 2.13.
+from torch._functorch import partitioners
 from torch._inductor.custom_graph_pass import CustomPartitionerFn  # noqa: F401
 
 SymTypes = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -37,7 +37,7 @@ def size_hint(value: Any, fallback: int = 4096) -> int:
     """The concrete value behind a size that may be symbolic, without adding a guard."""
     if isinstance(value, int):
         return value
-    if not isinstance(value, SymTypes):
+    if not isinstance(value, torch.SymInt):
         return int(value)
     try:
         # 2.13; 2.11 has the same function under the same module.
@@ -63,9 +63,7 @@ def aot_settings() -> Iterator[None]:
     inner compile, and reports and checks would be lost. The FX graph cache still hits.
     Both 2.11, 2.13.
     """
-    with functorch_config.patch(
-        force_non_lazy_backward_lowering=True, enable_autograd_cache=False
-    ):
+    with functorch_config.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False):
         yield
 
 
@@ -256,7 +254,7 @@ def default_partition(joint: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
 
 
 def recompute_tag(node: fx.Node) -> str | None:
-    """"save" or "recompute" where the user or torch decided; None where we may. 2.11, 2.13."""
+    """ "save" or "recompute" where the user or torch decided; None where we may. 2.11, 2.13."""
     from torch.utils.checkpoint import CheckpointPolicy
 
     tag = node.meta.get("recompute")
@@ -306,6 +304,30 @@ def finish_modules(
     )
 
 
+@contextlib.contextmanager
+def without_horizontal_fusion() -> Iterator[None]:
+    """Inductor fuses no two kernels that merely read the same, in any graph compiled inside.
+
+    Such a fusion moves one of the two to where the other stands, and with it every value that
+    one of them makes or keeps alive: recomputation planned for late runs early. Fusion of a
+    producer with its reader, and of a row with a column reduction of the same values (GPU),
+    stay. The caller's cache key must tell this policy. ``InductorChoices``: 2.11, 2.13.
+    """
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.scheduler import MixOrderReduction
+    from torch._inductor.virtualized import V
+
+    class VerticalOnly(InductorChoices):
+        @staticmethod
+        def can_fuse_horizontal(
+            scheduler: Any, node1: Any, node2: Any, shared_data_score: int
+        ) -> bool:
+            return bool(MixOrderReduction.can_fuse(node1, node2))
+
+    with V.set_choices_handler(VerticalOnly()):
+        yield
+
+
 class GenerationStopped(BaseException):
     """Unwinds Inductor after it generated code and before that code is compiled.
 
@@ -329,11 +351,11 @@ def watching_generated_code(check: Callable[[str], None], stub: bool = False) ->
         check(wrapper_code.value)
         return _StubModule() if stub else original(self, wrapper_code)
 
-    GraphLowering._compile_to_module_lines = checked
+    GraphLowering._compile_to_module_lines = checked  # type: ignore[method-assign]  # a hook torch lacks
     try:
         yield
     finally:
-        GraphLowering._compile_to_module_lines = original
+        GraphLowering._compile_to_module_lines = original  # type: ignore[method-assign]
 
 
 class _StubModule:

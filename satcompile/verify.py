@@ -123,10 +123,12 @@ def reference(module: fx.GraphModule) -> Reference:
 
 def _overwrite(node: fx.Node, numbers: dict[fx.Node, Any]) -> None:
     """What a mutation writes into has the mutation's value from here on."""
+    assert isinstance(node.target, torch._ops.OpOverload)
     for position, argument in enumerate(node.target._schema.arguments):
         written = argument.alias_info is not None and argument.alias_info.is_write
-        if written and position < len(node.args) and isinstance(node.args[position], fx.Node):
-            numbers[node.args[position]] = numbers[node]
+        target = node.args[position] if position < len(node.args) else None
+        if written and isinstance(target, fx.Node):
+            numbers[target] = numbers[node]
 
 
 def signature(node: fx.Node) -> str:
@@ -325,7 +327,8 @@ def _number_rng(
         replayed[key] = replayed.get(key, 0) + 1
         number = joint.numbering.table.get(("replayed", key, replayed[key]))
         return (("state", key, number), number)
-    state = numbers.get(node.args[0])
+    source = node.args[0]
+    state = numbers.get(source) if isinstance(source, fx.Node) else None
     key = _rng_key(node, 1, joint, numbers)
     return state[2] if isinstance(state, tuple) and state[1] == key else None
 
@@ -333,7 +336,11 @@ def _number_rng(
 def _rng_key(node: fx.Node, skip: int, joint: Reference, numbers: dict[fx.Node, Any]) -> Any:
     op, *args = node.args[skip:]
     table = joint.numbering
-    return (str(op), table.argument(tuple(args), numbers), table.argument(dict(node.kwargs), numbers))
+    return (
+        str(op),
+        table.argument(tuple(args), numbers),
+        table.argument(dict(node.kwargs), numbers),
+    )
 
 
 def _parts_of_rng(node: fx.Node, numbers: dict[fx.Node, Any]) -> Any:

@@ -45,15 +45,16 @@ def vit() -> torch.nn.Module:
     config = transformers.ViTConfig(
         num_hidden_layers=2, hidden_size=HIDDEN, num_attention_heads=2,
         intermediate_size=4 * HIDDEN, image_size=IMAGE, patch_size=8, num_labels=10,
-        hidden_dropout_prob=0.1,
+        hidden_dropout_prob=0.1, problem_type="single_label_classification",
     )  # fmt: skip
     return transformers.ViTForImageClassification(config)
 
 
 def resnet() -> torch.nn.Module:
     config = transformers.ResNetConfig(
-        depths=[1, 1], hidden_sizes=[16, 32], embedding_size=16, num_labels=10
-    )
+        depths=[1, 1], hidden_sizes=[16, 32], embedding_size=16, num_labels=10,
+        problem_type="single_label_classification",  # else the first call sets it: two graphs
+    )  # fmt: skip
     return transformers.ResNetForImageClassification(config)
 
 

@@ -53,9 +53,7 @@ class GraphRecord:
             code.co_firstlineno,
         )
         resumed = self.code.co_name.startswith("torch_dynamo_resume_in_")
-        return self.code is code or (
-            same_place and (self.code.co_name == code.co_name or resumed)
-        )
+        return self.code is code or (same_place and (self.code.co_name == code.co_name or resumed))
 
 
 _records: list[GraphRecord] = []

@@ -31,7 +31,7 @@ def _sorted(rows: Any) -> list[ValueRow]:
 
 def _row(node: fx.Node, copies: int) -> ValueRow:
     value = node.meta.get("val")
-    first = value
+    first: Any = value
     while isinstance(first, (tuple, list)) and first:
         first = first[0]
     is_tensor = isinstance(first, torch.Tensor)
@@ -58,7 +58,7 @@ def module_path(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """"file.py:123" of the innermost frame of the user's code."""
+    """ "file.py:123" of the innermost frame of the user's code."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     if not frames:
         return ""

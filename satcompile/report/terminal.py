@@ -61,7 +61,9 @@ def _summary(graph: GraphReport) -> Table:
     table.add_column(style=None, no_wrap=True)
     table.add_column()
     table.add_row("budget", _budget(graph))
-    table.add_row("predicted peak", f"{format_bytes(graph.predicted_peak_bytes)}  (by {graph.prediction})")
+    table.add_row(
+        "predicted peak", f"{format_bytes(graph.predicted_peak_bytes)}  (by {graph.prediction})"
+    )
     measured = graph.measured_peak_bytes
     if measured is not None:
         off = graph.predicted_peak_bytes / measured - 1
@@ -75,8 +77,13 @@ def _summary(graph: GraphReport) -> Table:
     table.add_row("resident before the step", f"{format_bytes(graph.resident_bytes)}  ({kinds})")
     table.add_row("saved for backward", format_bytes(graph.saved_bytes))
     added = graph.recompute_time_us / graph.forward_time_us if graph.forward_time_us else 0.0
-    table.add_row("time added", f"{format_time(graph.recompute_time_us)}, {added:.1%} of the forward's {format_time(graph.forward_time_us)} (cost model)")
-    table.add_row("proven gap", f"{graph.optimality_gap:.3%} of the forward  ({escape(graph.bound_kind)})")
+    table.add_row(
+        "time added",
+        f"{format_time(graph.recompute_time_us)}, {added:.1%} of the forward's {format_time(graph.forward_time_us)} (cost model)",
+    )
+    table.add_row(
+        "proven gap", f"{graph.optimality_gap:.3%} of the forward  ({escape(graph.bound_kind)})"
+    )
     return table
 
 
@@ -122,6 +129,8 @@ def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
         first = members[0]
         name = first.name if len(members) == 1 else re.sub(r"_\d+$", "", first.name) + "_*"
         shown = first.module if len(members) == 1 else module
-        row = ValueRow(name, first.num_bytes, first.dtype, first.shape, shown, first.source, first.copies)
+        row = ValueRow(
+            name, first.num_bytes, first.dtype, first.shape, shown, first.source, first.copies
+        )
         folded.append((row, len(members)))
     return sorted(folded, key=lambda item: -item[0].num_bytes * item[1])

@@ -113,7 +113,9 @@ class BudgetSearch:
             if roomiest is None or (best and roomiest.solution.bound_us >= best.solution.time_us):
                 continue
             found = self._descend(peak_limit_bytes, room, forced)
-            if found is not None and (best is None or found.solution.time_us < best.solution.time_us):
+            if found is not None and (
+                best is None or found.solution.time_us < best.solution.time_us
+            ):
                 best = found
             if best is not None and best.solution.time_us <= bound_us + self._gap_us:
                 break  # proven: no choice of segments does better
@@ -125,9 +127,7 @@ class BudgetSearch:
     @cached_property
     def _checkpoints(self) -> list[frozenset[int]]:
         """Sets of values that cut the forward into more and more segments, none first."""
-        allowed = {
-            self.choices[i] for i, value in enumerate(self.problem.values) if value.saveable
-        }
+        allowed = {self.choices[i] for i, value in enumerate(self.problem.values) if value.saveable}
         ladder = (segment_boundaries(self.step, count, allowed) for count in _SEGMENTS)
         return list(dict.fromkeys(ladder))
 

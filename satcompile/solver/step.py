@@ -7,7 +7,8 @@ first reader allows), and with it the bytes alive at every position of the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 
@@ -177,7 +178,7 @@ def simulate_orders(
 ) -> StepProfile:
     """Bytes alive over the step when its operations run in the given orders."""
     saved = frozenset(saved)
-    sizes = dict(enumerate(step.storage_bytes))
+    sizes: dict[Hashable, int] = dict(enumerate(step.storage_bytes))
     kept = saved | step.outputs | step.transient_outputs
     events = liveness_events(_computations(step, forward, kept), sizes, kept=kept)
     forward_profile = replay(events, step.constant_bytes)
@@ -198,7 +199,7 @@ def simulate_orders(
     )
 
 
-def _computations(step: Step, order: Sequence[int], kept: set[int]) -> list[Computation]:
+def _computations(step: Step, order: Sequence[int], kept: AbstractSet[int]) -> list[Computation]:
     """The order as kernels see it: a result that only fusible operations read, and that
     nobody keeps, never reaches memory; its readers read what it was made from."""
     operations = [step.operations[index] for index in order]
@@ -230,7 +231,7 @@ def _computations(step: Step, order: Sequence[int], kept: set[int]) -> list[Comp
 
 
 def _is_inlined(
-    operation: StepOperation, readers: dict[int, list[StepOperation]], kept: set[int]
+    operation: StepOperation, readers: dict[int, list[StepOperation]], kept: AbstractSet[int]
 ) -> bool:
     if not operation.fusible or operation.reduces or len(operation.writes) != 1:
         return False

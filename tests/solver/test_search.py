@@ -109,7 +109,7 @@ def test_what_is_found_within_a_limit_fits_it(made, share):
 def test_no_plan_within_the_limit_beats_the_bound(made, share, most_saved_bytes):
     plans = every_plan(made)
     limit_bytes = some_limit(plans, share)
-    bound_us = search_of(made).bound_us(limit_bytes, most_saved_bytes)
+    bound_us = search_of(made).bound_us(limit_bytes)
     for plan in plans:
         fits = plan.profile.peak_bytes <= limit_bytes
         if fits and plan.solution.saved_bytes <= most_saved_bytes:
@@ -123,7 +123,7 @@ def test_the_bound_is_at_most_the_time_of_what_is_found(made, share):
     search = search_of(made)
     found = search.within(limit_bytes, UNLIMITED)
     if found is not None:
-        assert search.bound_us(limit_bytes, UNLIMITED) <= found.solution.time_us + 1e-6
+        assert search.bound_us(limit_bytes) <= found.solution.time_us + 1e-6
 
 
 @few
