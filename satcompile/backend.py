@@ -219,6 +219,8 @@ class _Compilation:
         search = budget_search(problem, self.options.solver_effort)
         most = plan.default_profile.saved_bytes
         forward_us = problem.forward_time_us
+        # What the simulation did not see in this plan, it will not have seen in the lowest one.
+        unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
         notes = list(self.residency.notes)
         if attempt.unreadable:
             notes.append(f"the generated code could not be followed: {attempt.unreadable}")
@@ -246,7 +248,7 @@ class _Compilation:
             passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.outcome.passes],
             rounds=self.rounds,
             notes=notes,
-            _floor=lambda: search.floor(most).profile.peak_bytes,
+            _floor=lambda: search.floor(most).profile.peak_bytes + unseen_bytes,
         )
         parameters = [i for i, v in enumerate(self.inputs) if isinstance(v, torch.nn.Parameter)]
         record = registry.GraphRecord(report, torch_compat.current_frame_code(), parameters)

@@ -6,8 +6,8 @@ do nothing, views share their block, and operators without an ``out=`` run on fa
 learn their results' sizes. Python's own reference counting then frees a block exactly where
 the real run would free the real one.
 
-What is not seen: memory that a kernel takes and returns inside one call (a convolution's
-workspace).
+Memory that an operator takes and returns inside one call is measured on the CPU
+(``satcompile.workspace``) and not seen on other devices.
 """
 
 from __future__ import annotations
@@ -252,7 +252,8 @@ def _load_call(source: str, log: list[Event]) -> Callable[[list[Any]], Sequence[
                 namespace[statement.name] = _NOTHING
     if runner is None:
         raise UnreadableCode("no class Runner and no function call in the generated module")
-    namespace.update(_stand_ins(log))
+    on_cpu = "empty_strided_cuda(" not in source
+    namespace.update(_stand_ins(log, on_cpu))
     _execute(runner, namespace)
     if isinstance(runner, ast.FunctionDef):
         return namespace["call"]
@@ -291,17 +292,17 @@ _NOTHING = _Nothing()
 class _Operators:
     """Attribute paths such as ``torch.ops.aten.x.default``; a call runs on fake tensors."""
 
-    def __init__(self, real: Any, log: list[Event]) -> None:
-        self._real, self._log = real, log
+    def __init__(self, real: Any, log: list[Event], on_cpu: bool) -> None:
+        self._real, self._log, self._on_cpu = real, log, on_cpu
 
     def __getattr__(self, name: str) -> Any:
-        return _Operators(getattr(self._real, name), self._log)
+        return _Operators(getattr(self._real, name), self._log, self._on_cpu)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(key == "out" or key.startswith("out_") for key in kwargs):
             return kwargs.get("out")
         results = _run_fake(self._real, args, kwargs, self._log)
-        if _may_need_workspace(self._real):
+        if self._on_cpu and _may_need_workspace(self._real):
             specs = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
             num_bytes = workspace_bytes(self._real, *specs)
             self._log.extend(as_events(num_bytes, f"workspace of {self._real}"))
@@ -309,9 +310,12 @@ class _Operators:
 
 
 def _may_need_workspace(op: Any) -> bool:
-    """Convolutions and attention, on the CPU; other operators take none of torch's memory."""
-    name = str(getattr(op, "__name__", "")) + str(op)
-    return any(word in name for word in ("convolution", "scaled_dot_product", "mkldnn", "conv"))
+    """Whether a call may take memory of its own and can be tried: functional, of torch's own."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return "convolution" in getattr(op, "__name__", "")  # among Inductor's extern kernels
+    returned = [result.alias_info for result in op._schema.returns]
+    is_view = any(info is not None for info in returned)
+    return op.namespace in ("aten", "mkldnn") and not op._schema.is_mutable and not is_view
 
 
 def _is_tensor(value: Any) -> bool:
@@ -355,7 +359,7 @@ def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -
         return pytree.tree_map(from_fake, result)
 
 
-def _stand_ins(log: list[Event]) -> dict[str, Any]:
+def _stand_ins(log: list[Event], on_cpu: bool) -> dict[str, Any]:
     def empty(shape: Any, strides: Any, dtype: torch.dtype, *rest: Any) -> Tensor:
         shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
         num_bytes = storage_elements(shape, strides) * dtype.itemsize
@@ -379,10 +383,10 @@ def _stand_ins(log: list[Event]) -> dict[str, Any]:
         "run_intermediate_hooks": _NOTHING,
         "async_compile": _NOTHING,
         "get_raw_stream": _NOTHING,
-        "extern_kernels": _Operators(extern_kernels, log),
-        "aten": _Operators(torch.ops.aten, log),
-        "inductor_ops": _Operators(torch.ops.inductor, log),
-        "torch": _Torch(log),
+        "extern_kernels": _Operators(extern_kernels, log, on_cpu),
+        "aten": _Operators(torch.ops.aten, log, on_cpu),
+        "inductor_ops": _Operators(torch.ops.inductor, log, on_cpu),
+        "torch": _Torch(log, on_cpu),
         "device": torch.device,
     }
 
@@ -390,8 +394,8 @@ def _stand_ins(log: list[Event]) -> dict[str, Any]:
 class _Torch:
     """The ``torch`` that generated code sees: operators and device guards replaced."""
 
-    def __init__(self, log: list[Event]) -> None:
-        self.ops = _Operators(torch.ops, log)
+    def __init__(self, log: list[Event], on_cpu: bool) -> None:
+        self.ops = _Operators(torch.ops, log, on_cpu)
         self.cuda = _NOTHING
 
     def __getattr__(self, name: str) -> Any:

@@ -123,7 +123,7 @@ def _step_on_fake(
 ) -> int | None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(), torch.enable_grad():
+    with FakeTensorMode(), torch.no_grad():
         fake = torch.nn.Parameter(
             torch.empty_strided(
                 tuple(parameter.shape), parameter.stride(), dtype=parameter.dtype, device="cpu"
@@ -138,7 +138,7 @@ def _step_on_fake(
             {**{k: v for k, v in plain.items() if k in settings}, "params": [fake]}
         ]
         try:
-            inspect.unwrap(type(optimizer).step)(twin)  # without profiling and hooks
+            inspect.unwrap(type(optimizer).step)(twin)  # without hooks, profiling, gradients
         except Exception:
             # Any optimizer may come along, with any code in its step. Not predictable is an
             # answer, which the report shows; it is not a reason to stop the training.

@@ -26,7 +26,7 @@ def workspace_bytes(op: Callable[..., Any], args: Sequence[Any], kwargs: dict[st
     """Peak bytes of one call beyond its results, on the CPU.
 
     Args:
-        op: a pure operator.
+        op: a functional operator.
         args, kwargs: as it is called, tensors given as ``(shape, strides, dtype)`` wrapped in
             ``Zeros``.
 
@@ -58,7 +58,8 @@ class Zeros:
 def _measure(op: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> int:
     from satcompile.measure import cpu_events
 
-    with torch.no_grad(), without_tracing():
+    # A random operator draws from the user's generator: its state is put back.
+    with torch.no_grad(), without_tracing(), torch.random.fork_rng(devices=[]):
         made_args, made_kwargs = pytree.tree_map(
             lambda value: value.make() if isinstance(value, Zeros) else value,
             (tuple(args), dict(kwargs)),
