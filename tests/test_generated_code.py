@@ -14,6 +14,7 @@ from satcompile.generated_code import (
     storage_elements,
     walk_step,
 )
+from satcompile.workspace import Zeros, workspace_bytes
 
 HEADER = """
 from ctypes import c_void_p, c_long, c_int
@@ -48,7 +49,6 @@ runner = Runner(partitions=[])
 call = runner.call
 recursively_apply_fns = runner.recursively_apply_fns
 """
-from satcompile.workspace import Zeros, workspace_bytes
 
 
 def wrapper(body: str) -> str:
