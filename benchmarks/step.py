@@ -10,6 +10,7 @@ taken in alternation, and compared round by round with torch.compile's default.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ class Variant:
 
     name: str
     run: Callable[[], Any]
+    model: torch.nn.Module
     peak_bytes: int = 0
     predicted_bytes: int | None = None
     first_step_s: float = 0.0
@@ -63,52 +65,48 @@ def function_of(model: torch.nn.Module, inputs: dict[str, Any]) -> Callable[[], 
     return namespace["forward"]
 
 
-def step(model: torch.nn.Module, forward: Callable[[], Any]) -> Any:
+def step(forward: Callable[[], Any]) -> Any:
     output = forward()
     output.loss.backward()
     return output
 
 
-def prepare(variant: Variant, model: torch.nn.Module, compiled: bool) -> None:
+def prepare(variant: Variant, compiled: bool) -> None:
     """First step, its check, and the measured peak of a later one."""
     graphs_before = counters["stats"]["unique_graphs"]
     started = time.perf_counter()
-    step(model, variant.run)
+    step(variant.run)
     variant.first_step_s = time.perf_counter() - started
     if compiled and counters["stats"]["unique_graphs"] == graphs_before:
         raise RuntimeError(f"{variant.name}: nothing was compiled")
-    clear_gradients(model)
-    variant.peak_bytes = satcompile.measure_peak(lambda: step(model, variant.run))
-    clear_gradients(model)
+    clear_gradients(variant.model)
+    variant.peak_bytes = satcompile.measure_peak(lambda: step(variant.run))
+    clear_gradients(variant.model)
 
 
-def with_checkpointing(model: Any, forward: Callable[[], Any]) -> Callable[[], Any]:
-    """Per-layer ``torch.utils.checkpoint``, on for this variant's calls only."""
-
-    def run() -> Any:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        try:
-            return forward()
-        finally:
-            model.gradient_checkpointing_disable()
-
-    return run
+def checkpointed_twin(model: Any) -> Any:
+    """A copy with per-layer ``torch.utils.checkpoint``. Of its own: to switch it on and off in
+    one model would change what Dynamo guards on, and recompile every other variant."""
+    twin = copy.deepcopy(model)
+    twin.gradient_checkpointing_enable({"use_reentrant": False})
+    return twin
 
 
 def variants(model: Any, inputs: dict[str, Any]) -> list[Variant]:
     """Every variant, prepared, in the order in which they run in each round."""
     made: list[Variant] = []
 
-    def add(name: str, run: Callable[[], Any], compiled: bool = True) -> Variant:
-        made.append(Variant(name, run))
-        prepare(made[-1], model, compiled)
+    def add(name: str, run: Callable[[], Any], compiled: bool = True, of: Any = model) -> Variant:
+        made.append(Variant(name, run, of))
+        prepare(made[-1], compiled)
         print(f"{name}: peak {made[-1].peak_bytes / 1e6:.1f} MB", flush=True)
         return made[-1]
 
     eager = function_of(model, inputs)
     default = add("torch.compile", torch.compile(function_of(model, inputs)))
     add("eager", eager, compiled=False)
-    add("eager, checkpoint per layer", with_checkpointing(model, eager), compiled=False)
+    twin = checkpointed_twin(model)
+    add("eager, checkpoint per layer", function_of(twin, inputs), compiled=False, of=twin)
     for budget in TORCH_BUDGETS:
         with functorch_config.patch(activation_memory_budget=budget):
             add(f"torch budget {budget}", torch.compile(function_of(model, inputs)))
@@ -135,13 +133,16 @@ def variants(model: Any, inputs: dict[str, Any]) -> list[Variant]:
     return made
 
 
-def measure_times(model: torch.nn.Module, made: Sequence[Variant], rounds: int) -> None:
+def measure_times(made: Sequence[Variant], rounds: int) -> None:
+    graphs_before = counters["stats"]["unique_graphs"]
     for _ in range(rounds):
         for variant in made:
-            clear_gradients(model)
+            clear_gradients(variant.model)
             started = time.perf_counter()
-            step(model, variant.run)
+            step(variant.run)
             variant.times_s.append(time.perf_counter() - started)
+    if counters["stats"]["unique_graphs"] != graphs_before:
+        raise RuntimeError("something was compiled while times were taken")
 
 
 def rows_of(made: Sequence[Variant]) -> list[Row]:
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = llama(asked.layers, asked.hidden, asked.intermediate, asked.vocabulary)
         inputs = text(asked.batch, asked.length, asked.vocabulary)
         made = variants(model, inputs)
-        measure_times(model, made, asked.rounds)
+        measure_times(made, asked.rounds)
     rows = rows_of(made)
     missed = missed_goals(rows)
     facts = environment() | {

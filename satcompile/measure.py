@@ -78,7 +78,12 @@ def cpu_events(fn: Callable[[], Any]) -> list[Event]:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    with quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+    settings: dict[str, Any] = {
+        "activities": [ProfilerActivity.CPU],
+        "profile_memory": True,
+        "acc_events": True,
+    }
+    with quiet_profiler(), profile(**settings) as run:
         fn()
     raw = sorted(_memory_records(run.profiler.kineto_results.experimental_event_tree()))
     alive: dict[int, int] = {}
