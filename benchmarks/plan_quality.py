@@ -30,6 +30,7 @@ from rich.table import Table
 from satcompile.passes.recompute import budget_search
 from transformers.initialization import no_init_weights
 
+from benchmarks import processor
 from satcompile import torch_compat
 from satcompile.capture import capture, fake_tensors
 from satcompile.cost.device import Device, known_gpu
@@ -330,7 +331,7 @@ def environment() -> dict[str, Any]:
     packages = ("torch", "transformers", "scipy", "numpy", "satcompile")
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in packages},
         "cost_model_device": _device_facts(known_gpu(DEVICE)),
@@ -340,16 +341,6 @@ def environment() -> dict[str, Any]:
 
 def _device_facts(device: Device) -> dict[str, Any]:
     return {"name": device.name, "source": device.source}
-
-
-def _processor() -> str:
-    """The processor's name as Linux knows it; elsewhere what Python says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def markdown(rows: Sequence[Row], facts: dict[str, Any], missed: Sequence[str]) -> str:

@@ -20,12 +20,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 
 import satcompile
 from benchmarks import environment, write_results
 from benchmarks.workloads import clear_gradients, llama, quiet_transformers, text
+from satcompile.torch_compat import compiled_graphs
 
 TORCH_BUDGETS = (0.5, 0.2, 0.1, 0.05)
 OUR_SHARES = (0.8, 0.6, 0.45, 0.32)  # of the default's measured peak
@@ -73,11 +73,11 @@ def step(forward: Callable[[], Any]) -> Any:
 
 def prepare(variant: Variant, compiled: bool) -> None:
     """First step, its check, and the measured peak of a later one."""
-    graphs_before = counters["stats"]["unique_graphs"]
+    graphs_before = compiled_graphs()
     started = time.perf_counter()
     step(variant.run)
     variant.first_step_s = time.perf_counter() - started
-    if compiled and counters["stats"]["unique_graphs"] == graphs_before:
+    if compiled and compiled_graphs() == graphs_before:
         raise RuntimeError(f"{variant.name}: nothing was compiled")
     clear_gradients(variant.model)
     variant.peak_bytes = satcompile.measure_peak(lambda: step(variant.run))
@@ -134,14 +134,14 @@ def variants(model: Any, inputs: dict[str, Any]) -> list[Variant]:
 
 
 def measure_times(made: Sequence[Variant], rounds: int) -> None:
-    graphs_before = counters["stats"]["unique_graphs"]
+    graphs_before = compiled_graphs()
     for _ in range(rounds):
         for variant in made:
             clear_gradients(variant.model)
             started = time.perf_counter()
             step(variant.run)
             variant.times_s.append(time.perf_counter() - started)
-    if counters["stats"]["unique_graphs"] != graphs_before:
+    if compiled_graphs() != graphs_before:
         raise RuntimeError("something was compiled while times were taken")
 
 

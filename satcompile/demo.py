@@ -27,6 +27,7 @@ from satcompile.measure import measure_peak
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.registry import report
 from satcompile.report.terminal import format_bytes
+from satcompile.torch_compat import compiled_graphs
 
 _WIDTH = 110  # of what is not a terminal
 _BYTE_VALUES = 256
@@ -264,24 +265,17 @@ def _train_one(variant: Variant, batch: torch.Tensor, console: Console) -> None:
         variant.train(batch)
         return
     console.print(f"compiling: {variant.name} ...", highlight=False)
-    before = _graphs_compiled()
+    before = compiled_graphs()
     with variant.while_compiling():
         variant.train(batch)
     console.print(f"  took {variant.times_s[0]:.0f} s", highlight=False)
-    compiled = _graphs_compiled() - before
+    compiled = compiled_graphs() - before
     if compiled != 1:
         raise DemoError(
             f"{variant.name!r} was to compile as one graph of its own and made {compiled}, so the "
             "comparison would not be of what it says. This is a defect of the demo with this "
             "version of transformers or torch; please report both versions."
         )
-
-
-def _graphs_compiled() -> int:
-    """How many graphs Dynamo handed to a backend in this process so far."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
 
 
 # -- what is printed -----------------------------------------------------------------------

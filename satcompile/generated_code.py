@@ -22,6 +22,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import Event, Profile, replay
+from satcompile.torch_compat import extern_kernels, fake_tensor_mode
 from satcompile.workspace import Zeros, as_events, workspace_bytes
 
 
@@ -328,8 +329,6 @@ def _as_zeros(value: Any) -> Any:
 
 def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -> Any:
     """What ``op`` returns, as blocks: shared with an argument where it shares storage."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     owners: dict[int, Block | None] = {}
 
     def to_fake(value: Any) -> Any:
@@ -353,7 +352,7 @@ def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -
             int(value.storage_offset()),
         )
 
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with fake_tensor_mode(allow_non_fake_inputs=True), torch.no_grad():
         fake_args, fake_kwargs = pytree.tree_map(to_fake, (args, dict(kwargs)))
         result = op(*fake_args, **fake_kwargs)
         return pytree.tree_map(from_fake, result)
@@ -371,8 +370,6 @@ def _stand_ins(log: list[Event], on_cpu: bool) -> dict[str, Any]:
     def reinterpret(base: Tensor, shape: Any, strides: Any, offset: int = 0) -> Tensor:
         return Tensor(base.block, tuple(shape), tuple(strides), base.dtype, int(offset))
 
-    from torch._inductor.select_algorithm import extern_kernels
-
     allocators = ("cpu", "cpu_pinned", "cuda", "xpu", "mtia")
     return {
         **{f"empty_strided_{device}": empty for device in allocators},
@@ -383,7 +380,7 @@ def _stand_ins(log: list[Event], on_cpu: bool) -> dict[str, Any]:
         "run_intermediate_hooks": _NOTHING,
         "async_compile": _NOTHING,
         "get_raw_stream": _NOTHING,
-        "extern_kernels": _Operators(extern_kernels, log, on_cpu),
+        "extern_kernels": _Operators(extern_kernels(), log, on_cpu),
         "aten": _Operators(torch.ops.aten, log, on_cpu),
         "inductor_ops": _Operators(torch.ops.inductor, log, on_cpu),
         "torch": _Torch(log, on_cpu),

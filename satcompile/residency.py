@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from satcompile.torch_compat import fake_tensor_mode, is_fake, is_static_input
 from satcompile.training_graph import storage_bytes
 
 
@@ -41,7 +42,7 @@ def measure_residency(tensors: Sequence[Any]) -> Residency:
     for tensor in held:
         num_bytes = _new_bytes(tensor, seen)
         # Buffers arrive as plain tensors, like inputs; torch marks what outlives the call.
-        if isinstance(tensor, torch.nn.Parameter) or _is_static(tensor):
+        if isinstance(tensor, torch.nn.Parameter) or is_static_input(tensor):
             parameters += num_bytes
         else:
             inputs += num_bytes
@@ -53,25 +54,15 @@ def measure_residency(tensors: Sequence[Any]) -> Residency:
     return Residency(parameters, inputs, gradients, state, notes)
 
 
-def _is_static(tensor: torch.Tensor) -> bool:
-    return bool(getattr(tensor, "_dynamo_static_input_type", None))
-
-
 def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
     """Bytes of the tensor's storage, 0 if it was counted before."""
-    if _is_fake(tensor):
+    if is_fake(tensor):
         return storage_bytes(tensor)
     storage = tensor.untyped_storage()
     if storage._cdata in seen:
         return 0
     seen.add(storage._cdata)
     return int(storage.nbytes())
-
-
-def _is_fake(tensor: torch.Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return isinstance(tensor, FakeTensor)
 
 
 def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tuple[str, ...]]:
@@ -121,9 +112,7 @@ def _predict_state_bytes(
 def _step_on_fake(
     optimizer: torch.optim.Optimizer, settings: dict[str, Any], parameter: torch.Tensor
 ) -> int | None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(), torch.no_grad():
+    with fake_tensor_mode(), torch.no_grad():
         fake = torch.nn.Parameter(
             torch.empty_strided(
                 tuple(parameter.shape), parameter.stride(), dtype=parameter.dtype, device="cpu"

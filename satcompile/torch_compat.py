@@ -406,11 +406,42 @@ def digest(*parts: bytes | str) -> str:
     return hasher.hexdigest()
 
 
-def fake_tensor_mode() -> Any:
+def fake_tensor_mode(**settings: Any) -> Any:
     """A context in which tensors have shapes, dtypes and devices, but no memory. 2.11, 2.13."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode()
+    return FakeTensorMode(**settings)
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` has no memory of its own. 2.11, 2.13."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+def is_static_input(tensor: torch.Tensor) -> bool:
+    """Dynamo's mark on tensors whose memory outlives a call: parameters, buffers. 2.11, 2.13."""
+    return bool(getattr(tensor, "_dynamo_static_input_type", None))
+
+
+def extern_kernels() -> Any:
+    """The namespace of kernels that generated code calls by name. 2.11, 2.13."""
+    from torch._inductor.select_algorithm import extern_kernels as namespace
+
+    return namespace
+
+
+def original_callable(compiled: Any) -> Any:
+    """What ``torch.compile`` was given, of what it returned for a function. 2.11, 2.13."""
+    return getattr(compiled, "_torchdynamo_orig_callable", compiled)
+
+
+def compiled_graphs() -> int:
+    """Graphs that Dynamo has compiled in this process. 2.11, 2.13."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def budget_solver() -> str:

@@ -17,6 +17,7 @@ import torch
 
 from satcompile.errors import NotCompiledError
 from satcompile.report.data import GraphReport, Report
+from satcompile.torch_compat import original_callable
 
 
 class GraphRecord:
@@ -130,7 +131,7 @@ def _belongs(record: GraphRecord, compiled: Any) -> bool:
         if parameters:
             return record.served(parameters)
         compiled = original.forward
-    original = getattr(compiled, "_torchdynamo_orig_callable", compiled)
+    original = original_callable(compiled)
     code = getattr(getattr(original, "__func__", original), "__code__", None)
     return code is not None and record.is_of(code)
 
