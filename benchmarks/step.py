@@ -41,7 +41,6 @@ class Variant:
     model: torch.nn.Module
     peak_bytes: int = 0
     predicted_bytes: int | None = None
-    first_step_s: float = 0.0
     times_s: list[float] = field(default_factory=list)
     note: str = ""
 
@@ -54,7 +53,6 @@ class Row:
     predicted_share: float | None
     time_ratio: float
     step_ms: float
-    first_step_s: float
     note: str
 
 
@@ -72,11 +70,9 @@ def step(forward: Callable[[], Any]) -> Any:
 
 
 def prepare(variant: Variant, compiled: bool) -> None:
-    """First step, its check, and the measured peak of a later one."""
+    """First step (``compile_time`` measures it), its check, and the peak of a later one."""
     graphs_before = compiled_graphs()
-    started = time.perf_counter()
     step(variant.run)
-    variant.first_step_s = time.perf_counter() - started
     if compiled and compiled_graphs() == graphs_before:
         raise RuntimeError(f"{variant.name}: nothing was compiled")
     clear_gradients(variant.model)
@@ -159,7 +155,6 @@ def rows_of(made: Sequence[Variant]) -> list[Row]:
                 None if predicted is None else predicted / default.peak_bytes,
                 median(ratios),
                 median(variant.times_s) * 1e3,
-                variant.first_step_s,
                 variant.note,
             )
         )
