@@ -263,7 +263,10 @@ class _Compilation:
         resident = self.residency.total_bytes
         if self._default is not None and self._default.walk is not None:
             return resident + self._default.step_peak_bytes, "generated code"
-        return resident + attempt.outcome.plan.default_profile.peak_bytes, "simulation"
+        plan = attempt.outcome.plan
+        # What the simulation did not see in our plan, it will not have seen in the default's.
+        unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
+        return resident + plan.default_profile.peak_bytes + unseen_bytes, "simulation"
 
 
 _GRAPH_BREAK_NOTE = (

@@ -301,13 +301,23 @@ class _Operators:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(key == "out" or key.startswith("out_") for key in kwargs):
-            return kwargs.get("out")
+            out = kwargs.get("out")
+            if self._on_cpu and _is_tensor(out) and out.dtype in _HALF:
+                self._add_workspace(args, kwargs)
+            return out
         results = _run_fake(self._real, args, kwargs, self._log)
         if self._on_cpu and _may_need_workspace(self._real):
-            specs = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
-            num_bytes = workspace_bytes(self._real, *specs)
-            self._log.extend(as_events(num_bytes, f"workspace of {self._real}"))
+            self._add_workspace(args, kwargs)
         return results
+
+    def _add_workspace(self, args: Any, kwargs: dict[str, Any]) -> None:
+        specs = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
+        num_bytes = workspace_bytes(self._real, *specs)
+        self._log.extend(as_events(num_bytes, f"workspace of {self._real}"))
+
+
+# In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def _may_need_workspace(op: Any) -> bool:
