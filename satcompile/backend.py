@@ -32,6 +32,7 @@ log = logging.getLogger("satcompile")
 
 _ROUNDS = 4  # of tightening; the last one takes the plan with the lowest peak
 _MARGIN = 0.02  # of the first round's limit: the simulation is that close to generated code
+_UNSEEN = 0.03  # share of a plan's peak from which on the simulation is not good enough
 _AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 
@@ -264,9 +265,10 @@ class _Compilation:
         if self._default is not None and self._default.walk is not None:
             return resident + self._default.step_peak_bytes, "generated code"
         plan = attempt.outcome.plan
-        # What the simulation did not see in our plan, it will not have seen in the default's.
-        unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
-        return resident + plan.default_profile.peak_bytes + unseen_bytes, "simulation"
+        unseen_bytes = attempt.step_peak_bytes - plan.profile.peak_bytes
+        if unseen_bytes > _UNSEEN * plan.profile.peak_bytes and self._code_of_default().walk:
+            return resident + self._code_of_default().step_peak_bytes, "generated code"
+        return resident + plan.default_profile.peak_bytes, "simulation"
 
 
 _GRAPH_BREAK_NOTE = (

@@ -302,7 +302,7 @@ class _Operators:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(key == "out" or key.startswith("out_") for key in kwargs):
             out = kwargs.get("out")
-            if self._on_cpu and _is_tensor(out) and out.dtype in _HALF:
+            if self._on_cpu and isinstance(out, Tensor) and out.dtype in _HALF:
                 self._add_workspace(args, kwargs)
             return out
         results = _run_fake(self._real, args, kwargs, self._log)
