@@ -33,11 +33,13 @@ class Recompute:
         limit_bytes: what the step may allocate at its peak; None for no limit.
         lowest_peak: take the plan with the lowest simulated peak.
         effort: branch-and-bound nodes per solve.
+        saved_limit_bytes: what may be kept from forward to backward; None for no limit.
     """
 
     limit_bytes: int | None = None
     lowest_peak: bool = False
     effort: int = 1_000
+    saved_limit_bytes: int | None = None
 
     name = "recompute"
 
@@ -48,6 +50,8 @@ class Recompute:
         search = budget_search(problem, self.effort)
         default = search.candidate(problem.storages_of(nodes))
         fits = self.limit_bytes is None or default.profile.peak_bytes <= self.limit_bytes
+        if self.saved_limit_bytes is not None:
+            fits = fits and default.profile.saved_bytes <= self.saved_limit_bytes
         if fits and not self.lowest_peak:
             scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
             tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
@@ -55,7 +59,7 @@ class Recompute:
         most = default.solution.saved_bytes
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
-            chosen = search.within(self.limit_bytes, most)
+            chosen = search.within(self.limit_bytes, most, self.saved_limit_bytes)
         if chosen is None:
             chosen = search.floor(most)
         tensors, scalars = problem.nodes_to_save(chosen.saved)

@@ -98,14 +98,22 @@ class BudgetSearch:
         held = sum(sizes[s] for s in self.step.outputs | self.step.tangents)
         return peak_limit_bytes - held - self.step.constant_bytes
 
-    def within(self, peak_limit_bytes: int, default_saved_bytes: int) -> Candidate | None:
+    def within(
+        self,
+        peak_limit_bytes: int,
+        default_saved_bytes: int,
+        saved_limit_bytes: int | None = None,
+    ) -> Candidate | None:
         """The least-time plan found whose simulated peak is within the limit, None if none is.
 
         Args:
             peak_limit_bytes: for the whole step.
             default_saved_bytes: scale for the search of the floor.
+            saved_limit_bytes: for what is saved, where that is limited for its own sake.
         """
         room = self.room_at_boundary(peak_limit_bytes)
+        if saved_limit_bytes is not None:
+            room = min(room, saved_limit_bytes)
         bound_us = self.bound_us(peak_limit_bytes)
         best: Candidate | None = None
         for forced in self._checkpoints:
@@ -188,6 +196,12 @@ class BudgetSearch:
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
         return min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
+
+    def least_saved(self, default_saved_bytes: int) -> Candidate:
+        """The plan found that saves the fewest bytes, whatever its peak."""
+        self.floor(default_saved_bytes)
+        found = [c for c in self._solved.values() if c is not None]
+        return min(found, key=lambda c: (c.profile.saved_bytes, c.profile.peak_bytes))
 
 
 def segment_boundaries(step: Step, segments: int, allowed: set[int]) -> frozenset[int]:
