@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from satcompile.emission import why_order_is_kept
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
@@ -78,19 +79,18 @@ class Recompute:
         bound_us: float = 0.0,
         is_default: bool = False,
     ) -> Plan:
-        forward = [
-            node
-            for node, operation in zip(problem.operations, problem.step.operations, strict=True)
-            if operation.phase is not Phase.BACKWARD
-        ]
         again = [
-            forward[index]
-            for index in sorted(chosen.solution.recomputed)
-            if problem.graph.is_forward(forward[index])
+            problem.operations[index]
+            for index in sorted(set(chosen.backward_order))
+            if problem.step.operations[index].phase is Phase.FORWARD
         ]
         return Plan(
             saved=chosen.saved,
             recomputed=tuple(again),
+            operations=problem.operations,
+            forward_order=chosen.forward_order,
+            backward_order=chosen.backward_order,
+            order_kept=why_order_is_kept(problem.graph),
             crossing=tuple(tensors),
             scalars=tuple(scalars),
             profile=chosen.profile,

@@ -303,12 +303,33 @@ def is_rng_replay(node: fx.Node) -> bool:
     return "run_with_rng_state" in str(node.target)
 
 
+def replays_random_state(joint: fx.GraphModule) -> bool:
+    """Whether a checkpoint region draws random numbers: torch then saves the generator's state
+    in the forward and draws again from it in the backward, one to one. 2.11, 2.13."""
+    return bool(partitioners.has_recomputable_rng_ops(joint))
+
+
+def has_side_effect(node: fx.Node) -> bool:
+    """Whether an operation does more than compute its result; drawing random numbers does not
+    count. 2.11, 2.13."""
+    if node.op != "call_function":
+        return False
+    if any(part in str(node.target) for part in ("with_effects", "wrapper_mutation")):
+        return True
+    return bool(node.is_impure(impure_random=False))
+
+
 def finish_modules(
-    joint: fx.GraphModule, forward: fx.GraphModule, backward: fx.GraphModule, num_scalars: int
+    joint: fx.GraphModule,
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    num_scalars: int,
+    reorder: Callable[[fx.GraphModule], fx.GraphModule] | None = None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """What torch's partitioner does after it split: random state shared by the two copies of
-    operators in checkpoint regions, recomputation as late as its readers allow, early
-    ``getitem``, random state of nested graphs. 2.11, 2.13.
+    operators in checkpoint regions, recomputation as late as its readers allow (or the order
+    that ``reorder`` gives the backward), early ``getitem``, random state of nested graphs.
+    2.11, 2.13.
     """
     from torch._functorch.compile_utils import raise_getitems
 
@@ -316,7 +337,7 @@ def finish_modules(
         forward, backward = partitioners.functionalize_rng_ops(
             joint, forward, backward, num_scalars
         )
-    backward = partitioners.reordering_to_mimic_autograd_engine(backward)
+    backward = (reorder or partitioners.reordering_to_mimic_autograd_engine)(backward)
     forward, backward = raise_getitems(forward), raise_getitems(backward)
     return (
         partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False),

@@ -22,7 +22,8 @@ def saved_rows(problem: PlanningProblem, plan: Plan) -> list[ValueRow]:
 
 
 def recomputed_rows(plan: Plan) -> list[ValueRow]:
-    return _sorted(_row(node, copies=2) for node in plan.recomputed)
+    """What the backward computes again; ``copies`` counts its computation in the forward too."""
+    return _sorted(_row(node, copies=plan.times_computed[node]) for node in plan.recomputed)
 
 
 def _sorted(rows: Any) -> list[ValueRow]:

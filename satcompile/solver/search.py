@@ -18,7 +18,14 @@ from functools import cached_property
 from itertools import accumulate
 
 from satcompile.solver import two_phase
-from satcompile.solver.step import Phase, Step, StepProfile, forward_order, simulate
+from satcompile.solver.step import (
+    Phase,
+    Step,
+    StepProfile,
+    backward_order,
+    forward_order,
+    simulate_orders,
+)
 
 BUDGET_BOUND = "two-phase, one copy of each recomputed value; bound from the start of backward"
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
@@ -33,11 +40,15 @@ class Candidate:
 
     Attributes:
         saved: storages of the step (not positions in the two-phase problem).
+        forward_order, backward_order: indices of operations, repeated in the backward where
+            several copies are made.
     """
 
     saved: frozenset[int]
     solution: two_phase.Solution
     profile: StepProfile
+    forward_order: tuple[int, ...]
+    backward_order: tuple[int, ...]
 
 
 class BudgetSearch:
@@ -90,7 +101,10 @@ class BudgetSearch:
 
     def _with_profile(self, solution: two_phase.Solution) -> Candidate:
         saved = frozenset(self.choices[i] for i in solution.saved)
-        return Candidate(saved, solution, simulate(self.step, saved))
+        forward = tuple(forward_order(self.step, saved))
+        backward = tuple(backward_order(self.step, saved))
+        profile = simulate_orders(self.step, forward, backward, saved)
+        return Candidate(saved, solution, profile, forward, backward)
 
     def room_at_boundary(self, peak_limit_bytes: int) -> int:
         """Most bytes that any plan within the limit can save: what is free where all are alive."""
