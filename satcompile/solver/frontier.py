@@ -42,8 +42,12 @@ if TYPE_CHECKING:
 _MOST_ARCS = 200_000
 _MOST_DEMANDS = 2_000  # at one operation
 _TAIL = 10  # operations hanging off the forward that are looked at together with what they read
-_WINDOWS = (1 / 16, 1 / 4, 1.0)  # of the open gap, in which partial plans are searched
+# Searches of partial plans, one after the other while the gap is open: the share of the gap in
+# which bounds are looked at, and of the partial plans kept. The first mostly finds a plan near
+# the bound; the others raise the bound.
+_SEARCHES = ((1.0, 1 / 50), (1 / 16, 1.0), (1 / 4, 1.0), (1.0, 1.0))
 _TOLERATED = 0.5  # of the gap, spent on treating almost equal partial plans as equal
+_THINNED_EVERY = 8  # levels; partial plans that are equal but for trifles are many otherwise
 _TIME_BITS = 44  # resolution of times: 2**-44 of the sum of all
 
 # A demand: the values needed, and whether each must be written to memory for its readers.
@@ -155,12 +159,12 @@ class DemandGraph:
         gap = gap_us / self._unit_us + 2.0  # rounding of the sums below
         tolerance = gap * _TOLERATED
         looked_at = 0
-        for share in _WINDOWS:
+        for share, effort in _SEARCHES:
             if best.time - bound <= gap:
                 break
             ceiling = bound + (best.time - gap + tolerance - bound) * share
             found, proven, count = self._search(
-                limit_bytes, price, ceiling, tolerance, most_partial_plans
+                limit_bytes, price, ceiling, tolerance, math.ceil(most_partial_plans * effort)
             )
             looked_at += count
             if found is not None and found.time < best.time:
@@ -273,15 +277,17 @@ class DemandGraph:
         plans = _PartialPlans.start()
         steps: list[_PartialPlans] = []
         proven, looked_at = ceiling, 0
-        per_level = int(tolerance / len(self._levels)) or 1
-        for level, after, least in zip(
-            self._levels, to_end[1:], self._least_bytes[1:], strict=True
+        thinnings = len(self._levels) // _THINNED_EVERY + 1
+        coarse = int(tolerance / thinnings) or 1
+        for number, (level, after, least) in enumerate(
+            zip(self._levels, to_end[1:], self._least_bytes[1:], strict=True)
         ):
             plans = plans.extended(level)
             bounds = plans.times + price * (plans.num_bytes - limit_bytes) + after[plans.demands]
             fits = plans.num_bytes + least[plans.demands] <= limit_bytes
             plans = plans.only(np.flatnonzero(fits & (bounds < ceiling)))
-            plans = plans.only(plans.undominated(per_level))
+            grain = 1 if number % _THINNED_EVERY else coarse
+            plans = plans.only(plans.undominated(grain))
             looked_at += len(plans.times)
             if len(plans.times) > most_partial_plans:
                 bounds = (
@@ -291,7 +297,7 @@ class DemandGraph:
                 proven = min(proven, float(bounds[order[most_partial_plans]]))
                 plans = plans.only(np.sort(order[:most_partial_plans]))
             steps.append(plans)
-        lost = 1 + (per_level - 1) * len(self._levels)
+        lost = 1 + (coarse - 1) * thinnings
         if not len(plans.times):
             return None, proven - lost, looked_at
         found = self._traced(steps)
