@@ -5,8 +5,9 @@ value that it reads is either *saved* (kept in memory from forward to backward) 
 *recomputed* (its operation runs again, for which its own inputs must be saved or recomputed
 in turn). Saved bytes are bounded; recompute time is to be least. Without the bound this is a
 minimum cut (Jain et al., Checkmate, MLSys 2020, section 4, with one phase boundary; torch's
-partitioner solves that cut with other weights); the one knapsack row makes it a small
-mixed-integer program, solved here by HiGHS.
+partitioner solves that cut with other weights). With it, graphs of layers are solved as
+shortest paths, on which identical layers fold (``satcompile.solver.frontier``); graphs whose
+layers are too entangled for that are a small mixed-integer program, solved by HiGHS.
 
 Optimal for this class: one copy of each recomputed value, alive from its recomputation to
 its last use. Not optimal for the peak at every step, where several copies of a value pay off.
@@ -16,11 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from scipy import optimize, sparse
 
+from satcompile.solver import frontier
+
 BOUND_KIND = "two-phase: exact for saved bytes, one copy of each recomputed value"
+_PARTIAL_PLANS_PER_NODE = 20  # kept at one level; a node of branch and bound takes far longer
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,21 @@ class Value:
 
 @dataclass(frozen=True)
 class Problem:
+    """Operations in an order in which each comes after those whose values it reads."""
+
     operations: Sequence[Operation]
     values: Sequence[Value]
+
+    @cached_property
+    def _demand_graphs(self) -> dict[frozenset[int], frontier.DemandGraph | None]:
+        return {}
+
+    def demand_graph(self, forced: frozenset[int]) -> frontier.DemandGraph | None:
+        """The choices as paths, given the values that are saved anyway; kept, because it
+        serves every limit. None where it would be too large."""
+        if forced not in self._demand_graphs:
+            self._demand_graphs[forced] = frontier.build(self, forced)
+        return self._demand_graphs[forced]
 
 
 @dataclass(frozen=True)
@@ -83,7 +101,7 @@ class Solution:
         saved_bytes: sum over ``saved``.
         time_us: objective of the choice: recompute, writes for saving and materializing.
         bound_us: proven lower bound of the objective under the same limit.
-        nodes: branch-and-bound nodes spent.
+        nodes: partial plans looked at, or branch-and-bound nodes spent.
     """
 
     saved: frozenset[int]
@@ -163,7 +181,47 @@ def solve(
         Infeasible: the limit is below what any choice must save.
         Unsolvable: the limits on work ended the search before a choice was found.
     """
-    forced = list(forced)
+    must = frozenset(forced)
+    if not all(problem.values[i].saveable for i in must):
+        raise Infeasible("what must be saved may not be")
+    try:
+        graph = problem.demand_graph(must)
+        if graph is not None:
+            return _solve_by_paths(problem, graph, saved_bytes_limit, gap_us, must, node_limit)
+    except frontier.NoPath:
+        raise Infeasible("no choice keeps the saved bytes within the limit") from None
+    return _solve_by_milp(
+        problem, saved_bytes_limit, gap_us, sorted(must), node_limit, time_limit_s
+    )
+
+
+def _solve_by_paths(
+    problem: Problem,
+    graph: frontier.DemandGraph,
+    limit: int,
+    gap_us: float,
+    forced: frozenset[int],
+    node_limit: int,
+) -> Solution:
+    forced_bytes = sum(problem.values[i].num_bytes for i in forced)
+    forced_us = sum(problem.values[i].save_time_us for i in forced)
+    choice = graph.solve(limit - forced_bytes, gap_us, node_limit * _PARTIAL_PLANS_PER_NODE)
+    found = _drop_useless(problem, evaluate(problem, forced.union(choice.saved)))
+    return replace(
+        found,
+        bound_us=min(choice.bound_us + forced_us, found.time_us),
+        nodes=choice.partial_plans,
+    )
+
+
+def _solve_by_milp(
+    problem: Problem,
+    saved_bytes_limit: int,
+    gap_us: float,
+    forced: list[int],
+    node_limit: int,
+    time_limit_s: float,
+) -> Solution:
     limit, bound_us = saved_bytes_limit, 0.0
     while True:
         found = _solve_once(problem, limit, gap_us, forced, node_limit, time_limit_s)
