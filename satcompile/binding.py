@@ -9,8 +9,9 @@ is taken, or a new one made, or a ``BudgetError`` raised.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -34,15 +35,22 @@ from satcompile.torch_compat import planning_for
 
 log = logging.getLogger("satcompile")
 
+_MOST_CHOICES = 1_000  # remembered; sizes that never come again would pile up
 
-@dataclass(frozen=True)
+
+@dataclass
 class _Choice:
     """What was decided for a call, to be found again while nothing has changed."""
 
     planned: Planned
     share: Share | None = None
     counted: frozenset[Any] = frozenset()
-    report: GraphReport | None = None
+    make_report: Callable[[], GraphReport] | None = None
+
+    @cached_property
+    def report(self) -> GraphReport | None:
+        """Made when somebody asks: there may be thousands of choices."""
+        return None if self.make_report is None else self.make_report()
 
 
 class UnlimitedGraph:
@@ -52,9 +60,11 @@ class UnlimitedGraph:
         self._compiled, self._record = planned.compiled, record
         attempt = planned.attempt
         own = (attempt.step_peak_bytes, "generated code" if attempt.walk else "simulation")
-        record.report = graph_report(
-            record.name, attempt, attempt.walk, planned.rounds, residency, None, lambda: own
-        )
+        report = partial(
+            graph_report,
+            record.name, attempt, attempt.walk, planned.rounds, residency, None, lambda: own,
+        )  # fmt: skip
+        record.decided = _Choice(planned, make_report=report)
 
     def __call__(self, *args: Any) -> Any:
         self._record.observe(args)
@@ -67,7 +77,9 @@ class BoundGraph:
     def __init__(
         self, compilation: Compilation, inputs: Sequence[Any], record: GraphRecord
     ) -> None:
+        assert compilation.options.memory_budget is not None
         self.compilation, self.record = compilation, record
+        self._asked = compilation.options.memory_budget
         self.plans: list[Planned] = []
         self.last_step: Step | None = None
         self._choices: dict[Any, _Choice] = {}
@@ -98,7 +110,7 @@ class BoundGraph:
         try:
             choice = self._choice(call, args)
             call.share, call.counted = choice.share, choice.counted
-            self.record.report = choice.report
+            self.record.decided = choice
             self.record.observe(args)
             results = choice.planned.compiled(*args)
         except BaseException:
@@ -120,6 +132,8 @@ class BoundGraph:
         set_bytes = gradient_bytes(trained)
         key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes())
         if key not in self._choices:
+            if len(self._choices) >= _MOST_CHOICES:
+                self._choices.clear()
             self._choices[key] = self._choose(call, args, earlier, later, example_inputs)
         return self._choices[key]
 
@@ -140,7 +154,7 @@ class BoundGraph:
         budget_bytes = self._budget(call.sizes, residency, example_inputs)
         if budget_bytes is None:  # a share of the default's peak, where there is no backward
             return _Choice(self.compilation.without_budget(args))
-        if self.compilation.options.memory_budget.share is not None:
+        if self._asked.share is not None:
             earlier = later = ()  # each graph has its own default
         room = Room(earlier, later, residency, budget_bytes, self.compilation.options.reserve)
         planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
@@ -148,9 +162,11 @@ class BoundGraph:
             planned = self._plan(call, room, example_inputs)
         walk = planned.walk_at(self.compilation.symbols, call.sizes)
         share = Share.of(residency, walk) if walk is not None else None
-        report = self._report(call, planned, room, share) if planned.attempt.is_training else None
-        self.record.report = report
-        return _Choice(planned, share, frozenset(known - seen), report)
+        choice = _Choice(planned, share, frozenset(known - seen))
+        if planned.attempt.is_training:
+            choice.make_report = partial(self._report, call, planned, room, share)
+            self.record.decided = choice
+        return choice
 
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
         walk = planned.walk_at(self.compilation.symbols, sizes)
@@ -162,11 +178,9 @@ class BoundGraph:
     def _budget(
         self, sizes: Sizes, residency: Residency, example_inputs: Sequence[Any] | None
     ) -> int | None:
-        asked = self.compilation.options.memory_budget
-        assert asked is not None
         # What was free is asked once, before we take it; a share is of the default's peak at
         # these sizes.
-        key = sizes if asked.share is not None else ()
+        key = sizes if self._asked.share is not None else ()
         if key not in self._budgets:
             self._budgets[key] = self.compilation.budget_bytes(residency, sizes, example_inputs)
         return self._budgets[key]
@@ -201,7 +215,7 @@ class BoundGraph:
         if found.peak_bytes > room.limit_bytes:
             floor_bytes = found.peak_bytes + room.reserve_bytes
             raise BudgetError(
-                f"memory_budget {self.compilation.options.memory_budget.text!r} "
+                f"memory_budget {self._asked.text!r} "
                 f"({format_bytes(room.budget_bytes)}) is below the floor of "
                 f"{format_bytes(floor_bytes)} ({floor_bytes} bytes) of a step of {len(graphs)} "
                 "compiled graphs (graph breaks). Raise the budget to the floor or above, lower the "

@@ -36,6 +36,7 @@ log = logging.getLogger("satcompile")
 
 _ROUNDS = 4  # of tightening; the last one takes the plan with the lowest peak
 _MARGIN = 0.02  # of the first round's limit: the simulation is that close to generated code
+_WALKS = 4  # kept per plan: their events are many
 _AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
@@ -65,6 +66,8 @@ class Planned:
         if sizes == self.sizes:
             return self.attempt.walk
         if sizes not in self._walks:
+            if len(self._walks) >= _WALKS:
+                del self._walks[next(iter(self._walks))]
             values = dict(zip(symbols.values(), sizes, strict=True))
             self._walks[sizes] = self._walk(values)
         return self._walks[sizes]

@@ -228,6 +228,11 @@ class Steps:
             if mine:
                 self._remove(mine[-1])
 
+    def open_calls(self) -> tuple[Call, ...]:
+        """Calls whose backward may still come."""
+        with self._lock:
+            return tuple(self._open)
+
     def _close(self, call: Call) -> None:
         with self._lock:
             self._remove(call)

@@ -11,7 +11,7 @@ import types
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,15 +20,26 @@ from satcompile.report.data import GraphReport, Report
 from satcompile.torch_compat import original_callable
 
 
+class Decision(Protocol):
+    """What a graph's latest call was decided to run."""
+
+    @property
+    def report(self) -> GraphReport | None: ...
+
+
 class GraphRecord:
-    """One compiled graph: its latest report and whom it served."""
+    """One compiled graph: what it runs now and whom it served."""
 
     def __init__(self, name: str, code: types.CodeType | None, parameters: Sequence[int]) -> None:
         self.name, self.code = name, code
-        self.report: GraphReport | None = None
+        self.decided: Decision | None = None
         self._positions = (parameters[0], parameters[-1]) if parameters else ()
         self._known: set[tuple[int, ...]] = set()
         self._served: list[weakref.ref[torch.Tensor]] = []
+
+    @property
+    def report(self) -> GraphReport | None:
+        return None if self.decided is None else self.decided.report
 
     def observe(self, args: Sequence[Any]) -> None:
         """Note a call. One parameter in front and one at the end tell instances apart."""
