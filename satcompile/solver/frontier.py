@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -73,8 +73,7 @@ class Choice:
     partial_plans: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Arc:
+class _Arc(NamedTuple):
     """A way to meet, at one operation or several, one demand, which leaves another.
 
     Attributes:
@@ -156,7 +155,8 @@ class DemandGraph:
             return self._choice(self._fastest, float(self._fastest.time), 0)
         price, bound, within, beyond = self._price_of_bytes(limit_bytes)
         best = self._splice(within, beyond, limit_bytes)
-        gap = gap_us / self._unit_us + 2.0  # rounding of the sums below
+        # What rounding may add to the gap is taken off; below that, nothing can be proven.
+        gap = max(2.0, (gap_us - self._slack_us) / self._unit_us - 2.0)
         tolerance = gap * _TOLERATED
         looked_at = 0
         for share, effort in _SEARCHES:
@@ -573,25 +573,23 @@ def _with_few_descendants(readers: Sequence[Sequence[int]]) -> list[bool]:
     return [found is not None for found in descendants]
 
 
-def _without_dead_ends(levels: Sequence[Sequence[_Arc]]) -> list[list[_Arc]]:
+def _without_dead_ends(levels: Sequence[Sequence[_Arc]]) -> list[Sequence[_Arc]]:
     """Without arcs into demands that nothing can meet.
 
     Raises:
         NoPath: nothing is left.
     """
-    kept: list[list[_Arc]] = []
-    alive = {0: 0}  # by old number
+    kept: list[Sequence[_Arc]] = []
+    numbers = {0: 0}  # of the demands that can be met, by their old numbers
     for arcs in reversed(levels):
-        going = [arc for arc in arcs if arc.target in alive]
-        sources = {s: n for n, s in enumerate(sorted({arc.source for arc in going}))}
-        kept.append(
-            [
-                _Arc(sources[a.source], alive[a.target], a.num_bytes, a.time, a.lateness, a.saved)
-                for a in going
-            ]
-        )
-        alive = sources
-    if not alive:
+        going = [arc for arc in arcs if arc.target in numbers]
+        met = sorted({arc.source for arc in going})
+        before = {old: new for new, old in enumerate(met)}
+        if any(new != old for renumbered in (numbers, before) for old, new in renumbered.items()):
+            going = [a._replace(source=before[a.source], target=numbers[a.target]) for a in going]
+        kept.append(going)
+        numbers = before
+    if not numbers:
         raise NoPath
     kept.reverse()
     return kept
@@ -636,7 +634,7 @@ def _join(first: Sequence[_Arc], second: Sequence[_Arc]) -> list[_Arc] | None:
 def _undominated(arcs: Sequence[_Arc]) -> list[_Arc]:
     """Of the arcs between the same demands, those that no other matches in bytes and time."""
     kept: list[_Arc] = []
-    for arc in sorted(arcs, key=lambda a: (a.source, a.target, a.num_bytes, a.time, -a.lateness)):
+    for arc in sorted(arcs, key=lambda a: (a[0], a[1], a[2], a[3], -a[4])):
         last = kept[-1] if kept else None
         same = last is not None and (last.source, last.target) == (arc.source, arc.target)
         if last is None or not same or arc.time < last.time:
