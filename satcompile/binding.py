@@ -172,7 +172,8 @@ class BoundGraph:
         walk = planned.walk_at(self.compilation.symbols, sizes)
         if walk is None:
             simulated_bytes = planned.attempt.step_peak_bytes
-            return sizes == planned.sizes and simulated_bytes <= room.left_bytes
+            at_its_sizes = sizes == planned.sizes and planned.attempt.walk is None
+            return at_its_sizes and simulated_bytes <= room.left_bytes
         return room.peak_bytes_with(Share.of(room.residency, walk)) <= room.limit_bytes
 
     def _budget(
@@ -199,6 +200,8 @@ class BoundGraph:
                 found.attempt, room.residency, room.outside_bytes, self.compilation.options,
                 room.budget_bytes, self._situation(call, room),
             ) from None  # fmt: skip
+        if not planned.holds_at(self.compilation.symbols, call.sizes):
+            raise self._no_other_plan(call, room)
         self.add(planned)
         return planned
 
@@ -237,18 +240,24 @@ class BoundGraph:
         return found
 
     def _announce(self, call: Call, room: Room) -> None:
-        where = (
+        if not self.compilation.can_plan_again:
+            raise self._no_other_plan(call, room)
+        log.info("planning anew for %s", self._describe(call, room))
+
+    def _describe(self, call: Call, room: Room) -> str:
+        return (
             f"{self.name} at sizes {call.sizes}, {format_bytes(room.residency.total_bytes)} "
             f"resident, {format_bytes(room.outside_bytes)} of other graphs"
         )
-        if not self.compilation.can_plan_again:
-            raise BudgetError(
-                f"No plan was made for {where}, and this graph was compiled in a way that does "
-                "not allow another. Call torch.compiler.reset(), and begin with the largest "
-                "inputs and after the optimizer is made.",
-                budget_bytes=room.budget_bytes, floor_bytes=room.budget_bytes, floor_op="",
-            )  # fmt: skip
-        log.info("planning anew for %s", where)
+
+    def _no_other_plan(self, call: Call, room: Room) -> BudgetError:
+        return BudgetError(
+            f"No plan was made for {self._describe(call, room)}, and code generated for other "
+            "sizes cannot be used for these. Compile with dynamic=False to have a plan for each "
+            "size, or call torch.compiler.reset() and begin with the largest inputs and after the "
+            "optimizer is made.",
+            budget_bytes=room.budget_bytes, floor_bytes=room.budget_bytes, floor_op="",
+        )  # fmt: skip
 
     def add(self, planned: Planned) -> None:
         """Another plan to choose from; the fastest that fits is taken."""

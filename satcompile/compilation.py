@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -62,7 +63,10 @@ class Planned:
     _walks: dict[Sizes, StepWalk | None] = field(default_factory=dict)
 
     def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
-        """The step's allocations at other sizes; None where the code cannot be followed."""
+        """The step's allocations at given sizes; None where the code cannot be followed or does
+        not hold."""
+        if not self.holds_at(symbols, sizes):
+            return None
         if sizes == self.sizes:
             return self.attempt.walk
         if sizes not in self._walks:
@@ -72,9 +76,14 @@ class Planned:
             self._walks[sizes] = self._walk(values)
         return self._walks[sizes]
 
+    def holds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> bool:
+        """Whether the conditions that Dynamo does not check are true at these sizes."""
+        values = dict(zip(symbols.values(), sizes, strict=True))
+        return all(bool(condition.subs(values) == sympy.true) for condition in self.conditions)
+
     def _walk(self, values: Mapping[Any, int]) -> StepWalk | None:
         attempt = self.attempt
-        if attempt.walk is None or not all(c.subs(values) == True for c in self.conditions):  # noqa: E712
+        if attempt.walk is None:
             return None
         assert attempt.forward is not None and attempt.backward is not None
         try:

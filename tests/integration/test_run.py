@@ -181,6 +181,7 @@ def test_gradients_for_which_there_is_no_room_are_an_error_that_says_so(device: 
 # -- sizes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_random_lengths_in_random_order(device: str) -> None:
     lengths = random.Random(3).sample(range(32, 512), 10)
     model = net(device)
@@ -346,21 +347,25 @@ def test_graph_breaks_hold_the_whole_from_the_second_step(device: str, share: fl
 
 
 def test_graph_breaks_below_the_whole_step_s_floor(device: str) -> None:
+    """The first graph knows its own floor only; the second step knows the whole's."""
     model, x = Broken(4, 32).double().to(device), batch(device, 512)
-    run = within(model, int(0.2 * default_peak(model, x)))
-    with pytest.raises(satcompile.BudgetError) as caught:
-        for _ in range(2):
-            loss_of(run, x)
-            clear_gradients(model)
-    torch.compiler.reset()
-    budget_bytes = int(caught.value.floor_bytes * 1.01)
-    run = within(model, budget_bytes)
+    budget_bytes, floors = int(0.2 * default_peak(model, x)), []
     for _ in range(3):
-        clear_gradients(model)
-        peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+        run = within(model, budget_bytes)
+        try:
+            for _ in range(3):
+                clear_gradients(model)
+                peak_bytes = satcompile.measure_peak(lambda run=run: loss_of(run, x), device)
+            break
+        except satcompile.BudgetError as error:
+            floors.append(error.floor_bytes)
+            budget_bytes = int(error.floor_bytes * 1.01)
+            torch.compiler.reset()
+    assert len(floors) in (1, 2) and floors == sorted(floors)
     assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
 
 
+@pytest.mark.slow
 def test_blocks_compiled_one_by_one_hold_the_budget_together(device: str) -> None:
     model, x = net(device, layers=6), batch(device, 512).requires_grad_()
     whole = default_peak(model, x)
