@@ -60,12 +60,11 @@ def size_hint(value: Any, fallback: int = 4096) -> int:
         if found.is_number:
             return int(found)
     try:
-        # 2.13; 2.11 has the same function under the same module.
-        from torch.fx.experimental.symbolic_shapes import optimization_hint
+        from torch.fx.experimental.symbolic_shapes import optimization_hint  # 2.13
     except ImportError:
-        from torch.fx.experimental.symbolic_shapes import guarding_hint_or_throw
+        from torch.fx.experimental.symbolic_shapes import size_hint as hint_of  # 2.11
 
-        return int(guarding_hint_or_throw(value))
+        return int(hint_of(value, fallback=fallback))
     return int(optimization_hint(value, fallback=fallback))
 
 
