@@ -27,7 +27,6 @@ from satcompile.report.terminal import format_bytes
 from satcompile.residency import Residency
 from satcompile.torch_compat import (
     CompilationContext,
-    example_values,
     planning_for,
     size_expression,
     size_hint,
@@ -116,8 +115,9 @@ class Compilation:
             if isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad
         )
         # Compiling rewrites a graph: this one stays as it came, copies are compiled.
-        self._gm, self._inputs = gm, example_values(gm)
+        self._gm = gm
         self._context = CompilationContext()
+        self._inputs = self._context.fake_inputs(example_inputs)
         self._default: Planned | None = None
 
     # -- plans -----------------------------------------------------------------------------
@@ -155,6 +155,7 @@ class Compilation:
             return self._rounds(
                 accept_bytes, sizes, example_inputs, saved_limit_bytes, lowest_may_exceed
             )
+        assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
             planned = self._rounds(
                 accept_bytes, sizes, self._inputs, saved_limit_bytes, lowest_may_exceed
@@ -165,7 +166,7 @@ class Compilation:
     @property
     def can_plan_again(self) -> bool:
         """Whether enough was kept of Dynamo's call."""
-        return self._context.is_known and all(value is not None for value in self._inputs)
+        return self._inputs is not None
 
     def _rounds(
         self,
@@ -237,6 +238,7 @@ class Compilation:
             if example_inputs is not None:
                 _try(attempt, self._gm, example_inputs)
             else:
+                assert self._inputs is not None
                 with self._context.entered():
                     _try(attempt, self._gm, self._inputs)
         return self._default

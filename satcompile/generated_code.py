@@ -244,6 +244,7 @@ def walk_step(
         return StepWalk(walked_forward, [], 0)
     by_name = dict(zip(forward.outputs, results, strict=True))
     args: list[Any] = []
+    roots: list[Tensor] = []  # ``loss.backward()`` holds the loss's gradient until it returns
     for spec in backward.inputs:
         if not isinstance(spec, TensorSpec):
             args.append(spec)
@@ -252,6 +253,8 @@ def walk_step(
         else:
             args.append(_resident_input(spec, log, label="incoming gradient"))
             _call_it("incoming gradients", args[-1:])
+            if spec.hints[: len(spec.shape)] == (1,) * len(spec.shape):
+                roots.append(args[-1])
     by_name.clear()
     results = []
     gradients = _call(backward, args, log)
@@ -259,7 +262,7 @@ def walk_step(
     _call_it("input gradients", gradients)
     _call_it("gradients", [g for i, g in enumerate(gradients) if i in parameter_gradients])
     walk = StepWalk(walked_forward, list(log), sum(saved_blocks.values()))
-    del gradients, held, resident
+    del gradients, held, resident, roots
     return walk
 
 

@@ -23,6 +23,7 @@ from torch import fx
 from satcompile import pipeline, torch_compat
 from satcompile.cost.device import device_of
 from satcompile.cost.roofline import CostModel
+from satcompile.emission import COPY_OF
 from satcompile.generated_code import (
     GeneratedGraph,
     ScalarSpec,
@@ -164,8 +165,10 @@ class Attempt:
         is_backward = bool(kwargs.get("is_backward"))
         outputs = () if is_backward else self._outputs
 
+        copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
+
         def generated(source: str, origins: dict[str, str]) -> None:
-            self.origins[is_backward] = origins
+            self.origins[is_backward] = {b: copies.get(n, n) for b, n in origins.items()}
             graph = GeneratedGraph(source, specs, outputs)
             if not is_backward:
                 self.forward = graph

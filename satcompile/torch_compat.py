@@ -62,7 +62,9 @@ def size_hint(value: Any, fallback: int = 4096) -> int:
     try:
         from torch.fx.experimental.symbolic_shapes import optimization_hint  # 2.13
     except ImportError:
-        from torch.fx.experimental.symbolic_shapes import size_hint as hint_of  # 2.11
+        from torch.fx.experimental.symbolic_shapes import (  # type: ignore[attr-defined]
+            size_hint as hint_of,  # 2.11
+        )
 
         return int(hint_of(value, fallback=fallback))
     return int(optimization_hint(value, fallback=fallback))
@@ -433,9 +435,32 @@ class CompilationContext:
 
         self._tracing = TracingContext.try_get()
 
-    @property
-    def is_known(self) -> bool:
-        return self._tracing is not None
+    def fake_inputs(self, example_inputs: Sequence[Any]) -> list[Any] | None:
+        """The inputs as AOTAutograd will trace them: fake, with the symbols that Dynamo gave them.
+        None where they cannot be kept (outside Dynamo; tensors made of tensors).
+
+        ``TracingContext.fake_mode``, ``tensor_to_context``, ``FakeTensorMode.from_tensor`` (which
+        gives the same fake tensor for the same real one): 2.11, 2.13.
+        """
+        from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+        if self._tracing is None or self._tracing.fake_mode is None:
+            return None
+        if any(is_traceable_wrapper_subclass(value) for value in example_inputs):
+            return None
+        mode, contexts = self._tracing.fake_mode, self._tracing.tensor_to_context
+
+        def convert(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or is_fake(value):
+                return value
+            context = contexts.get(value)
+            source = None if context is None else context.tensor_source
+            return mode.from_tensor(
+                value, static_shapes=False, symbolic_context=context, source=source, trace=False
+            )
+
+        with mode:
+            return [convert(value) for value in example_inputs]
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[list[Any]]:
@@ -463,12 +488,6 @@ class CompilationContext:
                 for symbol, found in env.replacements.items()
                 if replaced.get(symbol) != found
             )
-
-
-def example_values(gm: fx.GraphModule) -> list[Any]:
-    """The fake tensors and symbolic sizes with which Dynamo traced a graph's inputs; None where
-    it kept none. 2.11, 2.13."""
-    return [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
 
 
 def backward_node(tensor: torch.Tensor) -> Any | None:
