@@ -2,8 +2,8 @@
 
 1. Without a limit, or where torch's own plan fits it: torch's own plan (its minimum cut),
    which is what ``torch.compile`` does by default, to the node.
-2. Otherwise: the plan of least recompute time whose simulated peak is within the limit,
-   exact for its saved bytes (``satcompile.solver.two_phase``).
+2. Otherwise: the least recompute time found whose simulated peak is within the limit, at
+   every position of the step and with as many copies as that takes (``satcompile.solver``).
 3. Where no plan fits, or ``lowest_peak`` asks for it: the plan with the lowest peak.
 
 Left alone: values that torch or the user decided (checkpoint regions, collectives, effects,
@@ -107,4 +107,12 @@ class Recompute:
 
 def budget_search(problem: PlanningProblem, effort: int) -> BudgetSearch:
     gap_us = _GAP_OF_FORWARD * problem.forward_time_us
-    return BudgetSearch(problem.step, problem.two_phase, problem.choices, gap_us, effort)
+    return BudgetSearch(
+        problem.step,
+        problem.two_phase,
+        problem.choices,
+        gap_us,
+        effort,
+        again_us=[price.inline_us for price in problem.prices],
+        own_order=why_order_is_kept(problem.graph) is None,
+    )

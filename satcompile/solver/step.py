@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from satcompile.solver.simulator import Computation, Profile, liveness_events, replay
+from satcompile.solver.simulator import Computation, Event, Profile, liveness_events, replay
 
 
 class Phase(Enum):
@@ -183,36 +183,70 @@ def simulate_orders(
     Operations may repeat: every appearance makes copies of its own, and what the user holds of
     the forward's outputs is the forward's copy, which the backward may read.
     """
-    saved = frozenset(saved)
-    forward_copies = copies(step, forward)
-    kept = forward_copies.latest_of(handed_over(step, saved))
-    events = liveness_events(
-        _computations(step, forward_copies, kept), forward_copies.num_bytes(step), kept=kept
+    saved, sizes = frozenset(saved), step.storage_bytes
+    forward_profile = replay(_forward_events(step, forward, saved), step.constant_bytes)
+    start_bytes = _start_of_backward(step, forward_profile, saved)
+    backward_profile = replay(_backward_events(step, backward, saved), start_bytes)
+    return StepProfile(
+        _named(forward_profile, step, forward),
+        _named(backward_profile, step, backward),
+        sum(sizes[s] for s in saved - step.outputs),
     )
-    forward_profile = replay(events, step.constant_bytes)
+
+
+def loads(
+    step: Step, forward: Sequence[int], backward: Sequence[int], saved: Iterable[int]
+) -> tuple[list[int], list[int]]:
+    """Most bytes alive while each position of the two orders runs; 0 where it joins a kernel."""
+    saved = frozenset(saved)
+    events = _forward_events(step, forward, saved)
+    start_bytes = _start_of_backward(step, replay(events, step.constant_bytes), saved)
+    return (
+        _highest(events, step.constant_bytes, len(forward)),
+        _highest(_backward_events(step, backward, saved), start_bytes, len(backward)),
+    )
+
+
+def _highest(events: Iterable[Event], alive_bytes: int, positions: int) -> list[int]:
+    highest = [0] * positions
+    for event in events:
+        alive_bytes += event.num_bytes
+        if event.label:
+            position = int(event.label)
+            highest[position] = max(highest[position], alive_bytes)
+    return highest
+
+
+def _forward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
+    """Labelled with positions in the order."""
+    made = copies(step, order)
+    kept = made.latest_of(saved | step.outputs | step.transient_outputs)
+    return liveness_events(computations(step, made, kept), made.num_bytes(step), kept=kept)
+
+
+def _start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) -> int:
     sizes = step.storage_bytes
     dropped = sum(sizes[s] for s in step.transient_outputs - step.outputs - saved)
-    start_bytes = forward_profile.end_bytes - dropped + sum(sizes[s] for s in step.tangents)
-    backward_copies = copies(step, backward)
-    kept = {(s, 0) for s in step.outputs} | backward_copies.latest_of(step.gradients)
-    events = liveness_events(
-        _computations(step, backward_copies, kept),
-        backward_copies.num_bytes(step),
+    return forward.end_bytes - dropped + sum(sizes[s] for s in step.tangents)
+
+
+def _backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
+    """Labelled with positions in the order."""
+    made = copies(step, order)
+    kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients)
+    return liveness_events(
+        computations(step, made, kept),
+        made.num_bytes(step),
         kept=kept,
         initially_alive=[(s, 0) for s in sorted(saved | step.outputs | step.tangents)],
         # Autograd's memory: generated code does not write to it.
         never_reused=[(s, 0) for s in step.tangents],
     )
-    return StepProfile(
-        forward_profile,
-        replay(events, start_bytes),
-        sum(sizes[s] for s in saved - step.outputs),
-    )
 
 
-def handed_over(step: Step, saved: AbstractSet[int]) -> AbstractSet[int]:
-    """What the forward keeps to its end."""
-    return saved | step.outputs | step.transient_outputs
+def _named(profile: Profile, step: Step, order: Sequence[int]) -> Profile:
+    label = profile.peak_label
+    return replace(profile, peak_label=step.operations[order[int(label)]].name if label else "")
 
 
 # A storage and which copy of it: 0 for what is there before the order begins.
@@ -259,8 +293,8 @@ def copies(step: Step, order: Sequence[int]) -> Copies:
     return Copies(order, reads, writes, latest)
 
 
-def _computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Computation]:
-    """The order as kernels see it: a result that only fusible operations read, and that
+def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Computation]:
+    """The order as kernels see it, labelled with positions: a result that only fusible operations read, and that
     nobody keeps, never reaches memory; its readers read what it was made from."""
     must_write: set[Copy] = set(kept)
     for index, read in zip(made.order, made.reads, strict=True):
@@ -268,7 +302,8 @@ def _computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Com
             must_write.update(read)
     inlined: dict[Copy, tuple[Copy, ...]] = {}
     computations = []
-    for index, read, written in zip(made.order, made.reads, made.writes, strict=True):
+    steps = zip(made.order, made.reads, made.writes, strict=True)
+    for position, (index, read, written) in enumerate(steps):
         operation = step.operations[index]
         sources = tuple(
             dict.fromkeys(origin for copy in read for origin in inlined.get(copy, (copy,)))
@@ -279,7 +314,7 @@ def _computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Com
             continue
         computations.append(
             Computation(
-                operation.name,
+                str(position),
                 sources,
                 written,
                 operation.workspace_bytes,
