@@ -276,9 +276,8 @@ class DemandGraph:
         to_end = self._costs_to_end(1.0, price)
         plans = _PartialPlans.start()
         steps: list[_PartialPlans] = []
-        proven, looked_at = ceiling, 0
-        thinnings = len(self._levels) // _THINNED_EVERY + 1
-        coarse = int(tolerance / thinnings) or 1
+        lost, looked_at = 1, 0
+        planned = int(tolerance / (len(self._levels) // _THINNED_EVERY + 1)) or 1
         for number, (level, after, least) in enumerate(
             zip(self._levels, to_end[1:], self._least_bytes[1:], strict=True)
         ):
@@ -286,26 +285,21 @@ class DemandGraph:
             bounds = plans.times + price * (plans.num_bytes - limit_bytes) + after[plans.demands]
             fits = plans.num_bytes + least[plans.demands] <= limit_bytes
             plans = plans.only(np.flatnonzero(fits & (bounds < ceiling)))
-            grain = 1 if number % _THINNED_EVERY else coarse
-            plans = plans.only(plans.undominated(grain))
+            grain = 1 if number % _THINNED_EVERY else planned
+            plans = plans.undominated(grain)
+            while len(plans.times) > most_partial_plans:
+                grain = 2 * max(grain, int(np.ptp(plans.times)) // most_partial_plans)
+                plans = plans.undominated(grain)
+            lost += grain - 1
             looked_at += len(plans.times)
-            if len(plans.times) > most_partial_plans:
-                bounds = (
-                    plans.times + price * (plans.num_bytes - limit_bytes) + after[plans.demands]
-                )
-                order = np.argsort(bounds, kind="stable")
-                proven = min(proven, float(bounds[order[most_partial_plans]]))
-                plans = plans.only(np.sort(order[:most_partial_plans]))
             steps.append(plans)
-        lost = 1 + (coarse - 1) * thinnings
         if not len(plans.times):
-            return None, proven - lost, looked_at
+            return None, ceiling - lost, looked_at
         found = self._traced(steps)
-        return found, min(proven, found.time) - lost, looked_at
+        return found, min(ceiling, found.time) - lost, looked_at
 
     def _traced(self, steps: Sequence[_PartialPlans]) -> _Path:
-        # Sorted by bytes, and faster the more bytes.
-        index, arcs = len(steps[-1].times) - 1, []
+        index, arcs = int(np.argmin(steps[-1].times)), []
         for plans in reversed(steps):
             arcs.append(int(plans.arcs[index]))
             index = int(plans.parents[index])
@@ -360,21 +354,21 @@ class _PartialPlans:
             self.arcs[kept],
         )
 
-    def undominated(self, tolerance: int = 1) -> np.ndarray:
-        """Positions of the plans that no other with the same demand matches in bytes and time,
-        by demand and bytes. Times less than ``tolerance`` apart may count as equal. Of equals,
-        the one that saves later stays."""
+    def undominated(self, grain: int) -> _PartialPlans:
+        """Without plans that another with the same demand matches in bytes and time, where
+        times are counted in grains: less than one grain is lost by each. Of equals, the one
+        that saves later stays."""
         if not len(self.times):
-            return np.zeros(0, dtype=np.int64)
+            return self
+        times = self.times // grain
         order = np.lexsort((-self.lateness, self.times, self.num_bytes, self.demands))
         # Times, shifted so that all of one demand are above all of the next.
-        times = self.times // tolerance
         above = int(times.max()) + 1
         shifted = times[order] + (int(self.demands.max()) - self.demands[order]) * above
         least = np.minimum.accumulate(shifted)
         better = np.ones(len(order), dtype=bool)
         better[1:] = shifted[1:] < least[:-1]
-        return order[better]
+        return self.only(order[better])
 
 
 # -- from a problem to its graph ---------------------------------------------------------------
