@@ -6,7 +6,7 @@ value that it reads is either *saved* (kept in memory from forward to backward) 
 in turn). Saved bytes are bounded; recompute time is to be least. Without the bound this is a
 minimum cut (Jain et al., Checkmate, MLSys 2020, section 4, with one phase boundary; torch's
 partitioner solves that cut with other weights). With it, graphs of layers are solved as
-shortest paths, on which identical layers fold (``satcompile.solver.frontier``); graphs whose
+shortest paths, on which identical layers fold (``satcompile.solver.demands``); graphs whose
 layers are too entangled for that are a small mixed-integer program, solved by HiGHS.
 
 Optimal for this class: one copy of each recomputed value, alive from its recomputation to
@@ -22,7 +22,8 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver import frontier
+from satcompile.solver import demands
+from satcompile.solver.constrained_path import DemandGraph, NoPath
 
 BOUND_KIND = "two-phase: exact for saved bytes, one copy of each recomputed value"
 _PARTIAL_PLANS_PER_NODE = 20  # kept at one level; a node of branch and bound takes far longer
@@ -80,14 +81,15 @@ class Problem:
     values: Sequence[Value]
 
     @cached_property
-    def _demand_graphs(self) -> dict[frozenset[int], frontier.DemandGraph | None]:
+    def _demand_graphs(self) -> dict[frozenset[int], DemandGraph | None]:
         return {}
 
-    def demand_graph(self, forced: frozenset[int]) -> frontier.DemandGraph | None:
+    def demand_graph(self, forced: frozenset[int]) -> DemandGraph | None:
         """The choices as paths, given the values that are saved anyway; kept, because it
         serves every limit. None where it would be too large."""
         if forced not in self._demand_graphs:
-            self._demand_graphs[forced] = frontier.build(self, forced)
+            found = demands.expand(self, forced)
+            self._demand_graphs[forced] = None if found is None else DemandGraph(found)
         return self._demand_graphs[forced]
 
 
@@ -188,7 +190,7 @@ def solve(
         graph = problem.demand_graph(must)
         if graph is not None:
             return _solve_by_paths(problem, graph, saved_bytes_limit, gap_us, must, node_limit)
-    except frontier.NoPath:
+    except (demands.NoChoice, NoPath):
         raise Infeasible("no choice keeps the saved bytes within the limit") from None
     return _solve_by_milp(
         problem, saved_bytes_limit, gap_us, sorted(must), node_limit, time_limit_s
@@ -197,7 +199,7 @@ def solve(
 
 def _solve_by_paths(
     problem: Problem,
-    graph: frontier.DemandGraph,
+    graph: DemandGraph,
     limit: int,
     gap_us: float,
     forced: frozenset[int],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import two_phase
+from satcompile.solver import demands, two_phase
 from satcompile.solver.two_phase import Infeasible, Operation, Problem, Value, solve
 
 # Each example calls HiGHS, which takes milliseconds at best.
@@ -107,6 +108,13 @@ def check_against_every_subset(problem: Problem, limit_bytes: int) -> None:
 @given(problems(), st.integers(0, 60))
 def test_the_optimum_is_that_of_every_subset(problem, limit_bytes):
     check_against_every_subset(problem, limit_bytes)
+
+
+@few
+@given(problems(), st.integers(0, 60))
+def test_so_is_that_of_the_program_for_graphs_with_too_many_demands(problem, limit_bytes):
+    with mock.patch.object(demands, "expand", return_value=None):
+        check_against_every_subset(problem, limit_bytes)
 
 
 @settings(max_examples=60, deadline=None)

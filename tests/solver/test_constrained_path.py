@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import frontier, two_phase
+from satcompile.solver import demands, two_phase
 from satcompile.solver.two_phase import Operation, Problem, Solution, Value, solve
 from tests.solver.test_two_phase import chain, problems
 
@@ -22,7 +22,7 @@ few = settings(max_examples=80, deadline=None)
 
 
 def by_milp(problem: Problem, limit_bytes: int, gap_us: float = 0.0) -> Solution:
-    with mock.patch.object(frontier, "build", return_value=None):
+    with mock.patch.object(demands, "expand", return_value=None):
         return solve(replace(problem), limit_bytes, gap_us)
 
 
@@ -111,7 +111,7 @@ def test_what_must_be_saved_is_saved_or_useless(problem, data):
     forced = data.draw(st.sets(st.sampled_from(saveable), max_size=3)) if saveable else set()
     limit_bytes = data.draw(st.integers(0, 60))
     try:
-        with mock.patch.object(frontier, "build", return_value=None):
+        with mock.patch.object(demands, "expand", return_value=None):
             whole = solve(replace(problem), limit_bytes, forced=forced)
     except two_phase.Infeasible:
         with pytest.raises(two_phase.Infeasible):
@@ -127,7 +127,7 @@ def test_what_must_be_saved_is_saved_or_useless(problem, data):
 @few
 @given(problems())
 def test_the_order_of_looking_keeps_what_is_read_first(problem):
-    order = frontier.looking_order(problem)
+    order = demands.looking_order(problem)
     assert sorted(order) == list(range(len(problem.operations)))
     place = {index: position for position, index in enumerate(order)}
     for index, operation in enumerate(problem.operations):
@@ -180,8 +180,8 @@ def test_graphs_with_too_many_demands_are_left_to_the_program():
     operations += [Operation(f"lower {i}", 2.0, (i + 1, i + 8)) for i in range(8)]
     values = [Value(i, 10 + i, needed=i > 8) for i in range(17)]
     problem = Problem(operations, values)
-    with mock.patch.multiple(frontier, _MOST_DEMANDS=16, _TAIL=0):
-        assert frontier.build(problem, ()) is None
+    with mock.patch.multiple(demands, _MOST_DEMANDS=16, _TAIL=0):
+        assert demands.expand(problem, ()) is None
         entangled = solve(problem, 100)
     assert entangled.time_us == pytest.approx(solve(replace(problem), 100).time_us)
     assert entangled.time_us > 0
@@ -204,7 +204,7 @@ def test_a_hundred_layers_are_solved_in_a_moment():
 # -- determinism -----------------------------------------------------------------------------
 
 _PLAN_IN_ANOTHER_PROCESS = """
-from tests.solver.test_frontier import layers
+from tests.solver.test_constrained_path import layers
 from satcompile.solver.two_phase import solve
 problem = layers(12)
 print([sorted(solve(problem, limit).saved) for limit in (0, 95, 250, 333, 500)])
