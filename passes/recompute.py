@@ -35,12 +35,15 @@ class Recompute:
         lowest_peak: take the plan with the lowest simulated peak.
         effort: branch-and-bound nodes per solve.
         saved_limit_bytes: what may be kept from forward to backward; None for no limit.
+        default_within_bytes: torch's own plan is taken up to this simulated peak, if that is
+            above ``limit_bytes``: its code may fit where its simulation does not quite.
     """
 
     limit_bytes: int | None = None
     lowest_peak: bool = False
     effort: int = 1_000
     saved_limit_bytes: int | None = None
+    default_within_bytes: int = 0
 
     name = "recompute"
 
@@ -50,7 +53,9 @@ class Recompute:
         nodes = default_saved_values(graph.module, graph.roles, 1)
         search = budget_search(problem, self.effort)
         default = search.candidate(problem.storages_of(nodes))
-        fits = self.limit_bytes is None or default.profile.peak_bytes <= self.limit_bytes
+        fits = self.limit_bytes is None or default.profile.peak_bytes <= max(
+            self.limit_bytes, self.default_within_bytes
+        )
         if self.saved_limit_bytes is not None:
             fits = fits and default.profile.saved_bytes <= self.saved_limit_bytes
         if fits and not self.lowest_peak:

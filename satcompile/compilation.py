@@ -37,6 +37,8 @@ log = logging.getLogger("satcompile")
 _ROUNDS = 4  # of tightening; the last one takes the plan with the lowest peak
 _MARGIN = 0.02  # of the first round's limit: the simulation is that close to generated code
 _WALKS = 4  # kept per plan: their events are many
+_DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
+_FLOOR_SLACKS = (0.01, 0.03)  # above the lowest simulated peak, where code may still be lower
 _AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
@@ -138,8 +140,8 @@ class Compilation:
     ) -> Planned:
         """Compile until what the generated code allocates is within ``accept_bytes``.
 
-        Each round tightens the limit of the simulated peak by what the code was over; the
-        last takes the plan with the lowest peak.
+        Torch's own plan is tried where it may fit. Then each round tightens the limit of the
+        simulated peak by what the code was over; at last the plan with the lowest peak is taken.
 
         Args:
             accept_bytes: for all that the graph's forward and backward allocate.
@@ -153,12 +155,12 @@ class Compilation:
         """
         if example_inputs is not None:
             return self._rounds(
-                accept_bytes, sizes, example_inputs, saved_limit_bytes, lowest_may_exceed
+                accept_bytes, example_inputs, sizes, saved_limit_bytes, lowest_may_exceed
             )
         assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
             planned = self._rounds(
-                accept_bytes, sizes, self._inputs, saved_limit_bytes, lowest_may_exceed
+                accept_bytes, self._inputs, sizes, saved_limit_bytes, lowest_may_exceed
             )
         planned.conditions = tuple(conditions)
         return planned
@@ -171,37 +173,54 @@ class Compilation:
     def _rounds(
         self,
         accept_bytes: int,
-        sizes: Sizes,
         inputs: Sequence[Any],
+        sizes: Sizes,
         saved_limit_bytes: int | None,
         lowest_may_exceed: bool,
     ) -> Planned:
         limit = accept_bytes - int(_MARGIN * max(accept_bytes, 0))
-        lowest, rounds = accept_bytes <= 0, 0
-        while True:
-            rounds += 1
-            lowest = lowest or rounds >= _ROUNDS
+        rounds, lowest = 0, None
+        while limit > 0 and rounds < _ROUNDS:
             attempt = self._attempt(
-                limit_bytes=max(limit, 0),
-                accept_bytes=None if lowest and lowest_may_exceed else accept_bytes,
+                limit_bytes=limit,
+                accept_bytes=accept_bytes,
                 saved_limit_bytes=saved_limit_bytes,
-                lowest_peak=lowest,
-                dry=accept_bytes <= 0 and not lowest_may_exceed,
+                default_within_bytes=0 if rounds else int(accept_bytes * (1 + _DEFAULT_MARGIN)),
             )
             compiled = _try(attempt, self._gm, inputs)
-            fits = not attempt.is_training or attempt.step_peak_bytes <= accept_bytes
-            if compiled is not None and (fits or (lowest and lowest_may_exceed)):
+            rounds += 1
+            if compiled is not None:
                 return Planned(attempt, compiled, rounds, sizes)
-            if not attempt.is_training:
-                # No backward: nothing was planned, and a dry attempt has nothing to run.
-                return Planned(attempt, compiled, rounds, sizes)
-            if lowest:
-                raise FloorExceeded(attempt)
             assert attempt.outcome is not None
-            over = attempt.step_peak_bytes - accept_bytes
+            plan, over = attempt.outcome.plan, attempt.step_peak_bytes - accept_bytes
             log.info("round %d: generated code is %s over", rounds, format_bytes(over))
-            lowest = attempt.outcome.plan.profile.peak_bytes > limit
+            if plan.is_default:
+                continue
+            if plan.profile.peak_bytes > limit:
+                lowest = attempt  # no lower plan is known
+                break
             limit -= max(over, 1)
+        lowest = self._lowest(lowest, inputs)
+        if lowest.is_training and lowest.step_peak_bytes > accept_bytes and not lowest_may_exceed:
+            raise FloorExceeded(lowest)
+        again = self._attempt(limit_bytes=lowest.limit_bytes, lowest_peak=lowest.lowest_peak)
+        return Planned(again, _try(again, self._gm, inputs), rounds + 1, sizes)
+
+    def _lowest(self, known: Attempt | None, inputs: Sequence[Any]) -> Attempt:
+        """The plan whose generated code has the lowest peak, among those of the lowest simulated
+        peaks; generated, not compiled."""
+        lowest = self._attempt(lowest_peak=True, limit_bytes=0, dry=True)
+        _try(lowest, self._gm, inputs)
+        if not lowest.is_training:
+            return lowest
+        assert lowest.outcome is not None
+        simulated_bytes = lowest.outcome.plan.profile.peak_bytes
+        # The same few whatever was tried before, so that a floor once named is met later.
+        others = [known] if known is not None else []
+        for slack in _FLOOR_SLACKS:
+            others.append(self._attempt(limit_bytes=int(simulated_bytes * (1 + slack)), dry=True))
+            _try(others[-1], self._gm, inputs)
+        return min([lowest, *others], key=lambda attempt: attempt.step_peak_bytes)
 
     def _attempt(self, **settings: Any) -> Attempt:
         return Attempt(self.options, leaf_gradients=self._leaves, **settings)

@@ -58,6 +58,7 @@ class Attempt:
         limit_bytes: what the plan's simulated peak is to stay within; None for no limit.
         accept_bytes: what the generated code may allocate; None for anything.
         saved_limit_bytes: what may be kept from forward to backward; None for no limit.
+        default_within_bytes: up to this simulated peak torch's own plan is tried.
         lowest_peak: plan for the lowest peak.
         dry: stop when the code is generated.
         leaf_gradients: positions among the graph's inputs of leaves, whose gradients stay.
@@ -69,6 +70,7 @@ class Attempt:
     limit_bytes: int | None = None
     accept_bytes: int | None = None
     saved_limit_bytes: int | None = None
+    default_within_bytes: int = 0
     lowest_peak: bool = False
     dry: bool = False
     leaf_gradients: frozenset[int] = frozenset()
@@ -147,6 +149,7 @@ class Attempt:
             self.lowest_peak,
             self.options.solver_effort,
             saved_limit_bytes=self.saved_limit_bytes,
+            default_within_bytes=self.default_within_bytes,
         )
         self.outcome = pipeline.run(self.problem, recompute)
         parts = self.outcome.parts
@@ -241,7 +244,13 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
             torch.__version__,
             repr(attempt.options),
             repr(
-                (attempt.limit_bytes, attempt.saved_limit_bytes, attempt.lowest_peak, attempt.dry)
+                (
+                    attempt.limit_bytes,
+                    attempt.saved_limit_bytes,
+                    attempt.default_within_bytes,
+                    attempt.lowest_peak,
+                    attempt.dry,
+                )
             ),
         )
 

@@ -248,10 +248,11 @@ def test_a_step_hands_over_what_the_backward_takes():
     forward, backward = walk.profiles()
     assert walk.saved_bytes == 256  # the product; the input is there anyway
     assert (forward.peak_bytes, forward.end_bytes) == (256 + 256 + 4, 256 + 4)
-    # The incoming gradient, the product and the loss; then the product gives way to the
+    # The incoming gradient, which backward() holds, the product and the loss; then the product gives way to the
     # gradient of the weights, while the gradient of the product is still read.
-    assert backward.peak_bytes == 4 + 256 + 1024
-    assert backward.end_bytes == 4 + 1024  # the loss, which the user holds, and the gradient
+    assert backward.peak_bytes == 4 + 4 + 256 + 1024
+    # The loss and its gradient, which the user and backward() hold, and the gradient.
+    assert backward.end_bytes == 4 + 4 + 1024
 
 
 def test_saved_values_that_the_user_holds_too_are_not_counted_as_saved():

@@ -381,3 +381,37 @@ def test_blocks_compiled_one_by_one_hold_the_budget_together(device: str) -> Non
     clear_gradients(twin)
     loss_of(twin, x)
     assert_same_gradients(gradients(model), gradients(twin), 1e-11)
+
+
+@pytest.mark.slow
+def test_a_real_model_is_planned_anew_for_longer_sequences() -> None:
+    """Wrapped numbers (Llama's epsilons) keep their symbols in the second compilation."""
+    from benchmarks.workloads import llama, text
+
+    model = llama(2, 64, 128, 256)
+
+    def step(inputs: Any) -> Any:
+        output = run(**inputs)
+        output.loss.backward()
+        return output
+
+    run = within(model, LARGE, dynamic=True)
+    step(text(2, 64, 256))
+    budget_bytes = graph_of(model).predicted_peak_bytes
+    clear_gradients(model)
+    torch.compiler.reset()
+    run = within(model, budget_bytes, dynamic=True)
+    for length in (64, 72, 80):
+        inputs = text(2, length, 256)
+        step(inputs)
+        clear_gradients(model)
+        peak_bytes = satcompile.measure_peak(lambda inputs=inputs: step(inputs))
+        clear_gradients(model)
+        graph = graph_of(model)
+        assert graph.resident_bytes + peak_bytes <= budget_bytes
+        assert graph.predicted_peak_bytes == graph.resident_bytes + peak_bytes
+    twin = copy.deepcopy(model)
+    output = twin(**text(2, 80, 256))
+    output.loss.backward()
+    step(text(2, 80, 256))
+    assert_same_gradients(gradients(model), gradients(twin), 2e-5)

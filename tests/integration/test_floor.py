@@ -1,0 +1,85 @@
+"""Below the floor: an error that says where the bytes go; at the floor: a step that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import satcompile
+from tests.integration.training import clear_gradients
+from tests.zoo import build
+
+KINDS = {
+    "parameters", "gradients", "optimizer state", "inputs", "outputs", "saved for backward",
+    "temporaries", "other graphs of the step", "reserve",
+}  # fmt: skip
+
+
+def refused(model: Any, inputs: dict[str, Any], **options: Any) -> satcompile.BudgetError:
+    run = torch.compile(model, backend="sat", options={"memory_budget": 1, **options})
+    with pytest.raises(satcompile.BudgetError) as caught:
+        run(**inputs)
+    torch.compiler.reset()
+    return caught.value
+
+
+def bytes_of(tensors: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_the_floor_s_bytes_are_named_and_add_up(name: str) -> None:
+    model, inputs = build(name)
+    optimizer = torch.optim.AdamW(model.parameters())
+    error = refused(model, inputs)
+    found = error.breakdown
+    assert set(found) == KINDS
+    assert sum(found.values()) == error.floor_bytes
+    assert found["parameters"] >= bytes_of(model.parameters())
+    assert 0 < found["gradients"] <= bytes_of(model.parameters())
+    assert found["inputs"] == bytes_of(inputs.values())
+    assert found["outputs"] > 0 and found["temporaries"] > 0
+    loss = model(**inputs).loss
+    loss.backward()
+    optimizer.step()
+    state = [v for s in optimizer.state.values() for v in s.values()]
+    assert found["optimizer state"] == bytes_of(state)
+    for kind in ("parameters", "gradients", "optimizer state", "temporaries"):
+        assert kind in str(error)
+
+
+def test_the_operation_at_the_peak_is_named_with_its_module() -> None:
+    model, inputs = build("gpt2")
+    error = refused(model, inputs)
+    operation, _, module = error.floor_op.partition(" in ")
+    assert "aten." in operation
+    assert module in dict(model.named_modules())
+    assert error.floor_op in str(error)
+
+
+def test_what_helps_follows_what_weighs_most() -> None:
+    model, inputs = build("gpt2")
+    assert "lower the option 'reserve'" in str(refused(model, inputs, reserve="1GB"))
+    assert "reserve" not in str(refused(model, inputs)).rpartition("Raise")[2]
+
+
+@pytest.mark.parametrize("above", [1.0, 1.01])
+def test_at_the_floor_it_trains_within(above: float) -> None:
+    model, inputs = build("gpt2")
+    budget_bytes = int(refused(model, inputs).floor_bytes * above)
+    run = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
+
+    def step() -> Any:
+        output = run(**inputs)
+        output.loss.backward()
+        return output
+
+    step()
+    clear_gradients(model)
+    peak_bytes = satcompile.measure_peak(step)
+    resident = bytes_of(model.parameters()) + bytes_of(model.buffers()) + bytes_of(inputs.values())
+    assert resident + peak_bytes <= budget_bytes
+    graph = satcompile.report(model).graphs[-1]
+    assert graph.predicted_peak_bytes == pytest.approx(resident + peak_bytes, rel=0.01)
