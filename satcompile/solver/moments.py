@@ -23,15 +23,16 @@ what kernels save by working in place or by not writing inlined results is left 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from scipy import optimize, sparse
 
 from satcompile.solver import two_phase
+from satcompile.solver.segments import segment_boundaries
 from satcompile.solver.step import (
     Phase,
     Step,
@@ -191,6 +192,41 @@ class Spine:
             if storage in made and storage not in alive
         }
         return base_bytes, adds
+
+    def with_unrepeatable(self, saved: Iterable[int]) -> frozenset[int] | None:
+        """The storages, and what must be saved with them as it cannot be computed again; None
+        where it cannot be saved either."""
+        found = {self.number[storage] for storage in saved}
+        values, operations = self.problem.values, self.problem.operations
+        stack = [i for i, value in enumerate(values) if value.needed]
+        seen: set[int] = set()
+        while stack:
+            i = stack.pop()
+            if i in seen or i in found:
+                continue
+            seen.add(i)
+            if operations[values[i].producer].recomputable:
+                stack.extend(operations[values[i].producer].reads)
+            elif values[i].saveable:
+                found.add(i)
+            else:
+                return None
+        return frozenset(self.choices[i] for i in found)
+
+    @cached_property
+    def cuts(self) -> Callable[[int], frozenset[int]]:
+        """Boundaries of so many segments, of what may be saved."""
+        values = list(zip(self.choices, self.problem.values, strict=True))
+        allowed = {storage for storage, value in values if value.saveable}
+        operations = self.problem.operations
+        free = {
+            storage
+            for storage, value in values
+            if not operations[value.producer].reads
+            and operations[value.producer].recomputable
+            and self.step.operations[self.makers[storage]].fusible
+        }
+        return cache(lambda count: segment_boundaries(self.step, count, allowed, free))
 
     def is_single(self, choice: int) -> bool:
         return len(self.step.operations[self.maker_of[choice]].writes) == 1
@@ -375,14 +411,13 @@ class Model:
 
     def solve(self, gap_us: float, node_limit: int, time_limit_s: float = 60.0) -> Choice | None:
         """The best choice found; None where there is none, or none was found in time."""
+        # A column fixed at one that costs as much as all others together: HiGHS's gap, which
+        # is relative to the objective, becomes an absolute one.
         constant = float(sum(self._costs)) or 1.0
-        columns = self._column(constant)
-        self._lower[columns] = 1.0
-        integrality = np.ones(len(self._costs))
-        integrality[columns] = 0
+        self._lower[self._column(constant)] = 1.0
         outcome = optimize.milp(
             np.array(self._costs),
-            integrality=integrality,
+            integrality=np.ones(len(self._costs)),
             bounds=optimize.Bounds(np.array(self._lower), np.array(self._upper)),
             constraints=optimize.LinearConstraint(self._matrix(), self._at_least, np.inf),
             options={
@@ -394,8 +429,6 @@ class Model:
         if outcome.x is None:
             return None
         chosen = [i for i, column in enumerate(self._saved) if outcome.x[column] > 0.5]
-        self.bound_us = (outcome.mip_dual_bound or 0.0) - constant
-        self.objective_us = outcome.fun - constant
         choices = self.spine.choices
         return Choice(
             frozenset(choices[i] for i in chosen),
@@ -436,13 +469,18 @@ def decode(spine: Spine, choice: Choice) -> list[int]:
     for position, index in enumerate(spine.operations):
         if position in choice.resident:
             there &= choice.resident[position] | choice.saved
-        order += _recomputed_for(step, makers, there, step.operations[index].reads)
+        order += recomputed_for(step, makers, there, step.operations[index].reads)
         order.append(index)
-    order += _recomputed_for(step, makers, there, sorted(step.gradients))
+    order += recomputed_for(step, makers, there, sorted(step.gradients))
     return order
 
 
-def _recomputed_for(
+def redecoded(spine: Spine, choice: Choice, saved: frozenset[int]) -> list[int]:
+    """``decode`` with other storages saved."""
+    return decode(spine, replace(choice, saved=saved))
+
+
+def recomputed_for(
     step: Step, makers: dict[int, int], there: set[int], reads: Iterable[int]
 ) -> list[int]:
     """Operations that make what is read and not there, in their order; it then is there."""

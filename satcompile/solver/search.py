@@ -10,22 +10,23 @@ Where that finds nothing near the bound, fewer bytes are saved until the simulat
 That peak falls with the saved bytes only down to a point, below which recomputed chains
 outweigh what saving less wins. So the same is tried with the forward cut into segments, by
 forcing the few values that cross between them to be saved; the least time that fits is taken,
-and the lowest peak found is the floor.
+and the lowest peak found is the floor. Tight limits get checkpoints in two levels (``nested``),
+and whatever room a plan leaves is used to save more (``filling``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate
+from functools import cached_property, partial
 from math import inf
 
 from satcompile.solver import two_phase
-from satcompile.solver.moments import Spine
-from satcompile.solver.peaks import PeakSearch, Planned
+from satcompile.solver.filling import Orders, filled, orders
+from satcompile.solver.moments import Spine, redecoded
+from satcompile.solver.nested import Nested, nested_plans
+from satcompile.solver.peaks import PeakSearch
 from satcompile.solver.step import (
-    Phase,
     Step,
     StepProfile,
     backward_order,
@@ -37,11 +38,15 @@ from satcompile.solver.timing import Timing
 BUDGET_BOUND = (
     "any number of copies, saved values kept to their last use; bound from the start of backward"
 )
-_WORTH_MORE = 2  # gaps from the bound: beyond, other ways are tried too
+_WORTH_MORE = 25  # gaps from the bound: beyond, other ways are tried too
+_GAPS_OF_ROUND = 3
+_EFFORT_OF_ROUND = 200  # a round with moments gets this part of a solve's nodes
+_REPLAYS = 40  # when the room that a plan leaves is filled
+_FILLED = 2  # plans for low peaks that this is tried with
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
-_FLOOR_SHARES = (0.0, 0.03, 0.1, 0.2, 0.35)  # of the default's saved bytes, beyond what is forced
+_FLOOR_SHARES = (0.0, 0.1)  # of the default's saved bytes, beyond what is forced
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class BudgetSearch:
         self.step, self.problem, self.choices = step, problem, choices
         self._gap_us, self._effort, self._own_order = gap_us, effort, own_order
         self._timing = Timing(step, problem, choices, again_us)
-        self._others: list[Candidate] = []
+        self._found: list[Candidate] = []
         self._position = {storage: i for i, storage in enumerate(choices)}
         self._solved: dict[tuple[int, frozenset[int]], Candidate | None] = {}
 
@@ -155,7 +160,12 @@ class BudgetSearch:
         if saved_limit_bytes is not None:
             room = min(room, saved_limit_bytes)
         bound_us = self.bound_us(peak_limit_bytes)
+        boundary = self.at_saved_bytes(room)
+        if boundary is not None and boundary.profile.peak_bytes <= peak_limit_bytes:
+            return boundary  # proven
         best = self._by_moments(peak_limit_bytes, room)
+        if best is None:
+            best = self._by_nesting(peak_limit_bytes)
         if best is None or best.solution.time_us > bound_us + _WORTH_MORE * self._gap_us:
             best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best)
         if best is None:
@@ -165,28 +175,54 @@ class BudgetSearch:
 
     def _by_moments(self, peak_limit_bytes: int, room_bytes: int) -> Candidate | None:
         """The least time found with memory bounded where it is over the limit."""
-        boundary = self.at_saved_bytes(room_bytes)
-        if boundary is None or boundary.profile.peak_bytes <= peak_limit_bytes:
-            return boundary
         if not self._own_order:
             return None
-        search = PeakSearch(self._spine, 2 * self._gap_us, max(1, self._effort // 50))
-        plans = [self._from_peaks(found) for found in search.within(peak_limit_bytes, room_bytes)]
-        self._others += plans
-        fitting = [plan for plan in plans if plan.profile.peak_bytes <= peak_limit_bytes]
-        return min(fitting, key=lambda plan: plan.solution.time_us, default=None)
+        spine, timing = self._spine, self._timing
+        effort = max(1, self._effort // _EFFORT_OF_ROUND)
+        search = PeakSearch(spine, timing, _GAPS_OF_ROUND * self._gap_us, effort)
+        best: Candidate | None = None
+        for choice, plan in search.within(peak_limit_bytes, room_bytes):
+            if plan.profile.peak_bytes <= peak_limit_bytes:
+                rebuild = partial(redecoded, spine, choice)
+                plan = filled(spine, timing, plan, rebuild, peak_limit_bytes, _REPLAYS)
+                found = self._from_orders(plan)
+                if best is None or found.solution.time_us < best.solution.time_us:
+                    best = found
+        return best
 
-    def _from_peaks(self, found: Planned) -> Candidate:
-        saved = found.choice.saved
-        solution = two_phase.evaluate(self.problem, [self._position[s] for s in sorted(saved)])
-        time_us = self._timing.time_us(found.backward_order, saved)
-        return Candidate(
-            saved,
-            replace(solution, time_us=time_us),
-            found.profile,
-            found.forward_order,
-            found.backward_order,
-        )
+    def _by_nesting(self, peak_limit_bytes: int) -> Candidate | None:
+        """The least time found from checkpoints in two levels, with the rest of the room used."""
+        fitting = [
+            (plan.time_us, number)
+            for number, (_, plan) in enumerate(self._nested)
+            if plan.profile.peak_bytes <= peak_limit_bytes
+        ]
+        best: Orders | None = None
+        for _, number in sorted(fitting)[:_FILLED]:
+            nested, plan = self._nested[number]
+            plan = filled(
+                self._spine, self._timing, plan, nested.backward, peak_limit_bytes, _REPLAYS
+            )
+            if best is None or plan.time_us < best.time_us:
+                best = plan
+        return None if best is None else self._from_orders(best)
+
+    @cached_property
+    def _nested(self) -> list[tuple[Nested, Orders]]:
+        if not self._own_order:
+            return []
+        spine, timing = self._spine, self._timing
+        return [
+            (nested, orders(spine, timing, nested.saved, nested.backward(nested.saved)))
+            for nested in nested_plans(spine)
+        ]
+
+    def _from_orders(self, plan: Orders) -> Candidate:
+        positions = [self._position[storage] for storage in sorted(plan.saved)]
+        solution = replace(two_phase.evaluate(self.problem, positions), time_us=plan.time_us)
+        found = Candidate(plan.saved, solution, plan.profile, plan.forward, plan.backward)
+        self._found.append(found)
+        return found
 
     def _by_saved_bytes(
         self, peak_limit_bytes: int, room_bytes: int, bound_us: float, best: Candidate | None
@@ -209,9 +245,7 @@ class BudgetSearch:
     @cached_property
     def _checkpoints(self) -> list[frozenset[int]]:
         """Sets of values that cut the forward into more and more segments, none first."""
-        allowed = {self.choices[i] for i, value in enumerate(self.problem.values) if value.saveable}
-        ladder = (segment_boundaries(self.step, count, allowed) for count in _SEGMENTS)
-        return list(dict.fromkeys(ladder))
+        return list(dict.fromkeys(self._spine.cuts(count) for count in _SEGMENTS))
 
     def _descend(
         self,
@@ -271,7 +305,8 @@ class BudgetSearch:
             needed = sum(self.step.storage_bytes[s] for s in forced)
             for share in _FLOOR_SHARES:
                 self.at_saved_bytes(needed + int(default_saved_bytes * share), forced)
-        found = [*self._others, *(c for c in self._solved.values() if c is not None)]
+        found = [*self._found, *(c for c in self._solved.values() if c is not None)]
+        found += [self._from_orders(plan) for _, plan in self._nested]
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
         return min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
@@ -281,42 +316,3 @@ class BudgetSearch:
         self.floor(default_saved_bytes)
         found = [c for c in self._solved.values() if c is not None]
         return min(found, key=lambda c: (c.profile.saved_bytes, c.profile.peak_bytes))
-
-
-def segment_boundaries(step: Step, segments: int, allowed: set[int]) -> frozenset[int]:
-    """Values that, saved, cut the forward into so many segments of about equal bytes.
-
-    Within a window around each ideal boundary the position is taken at which the fewest bytes
-    are still to be read: between two layers of a residual network, that is the residual.
-    Recomputation then never reaches back further than its segment's start (Chen et al.,
-    Training Deep Nets with Sublinear Memory Cost, 2016, with boundaries found by bytes).
-    """
-    order = [i for i in forward_order(step, ()) if step.operations[i].phase is Phase.FORWARD]
-    last_read: dict[int, int] = {}
-    made: dict[int, int] = {}
-    for position, index in enumerate(order):
-        for storage in step.operations[index].writes:
-            made[storage] = position
-        for storage in step.operations[index].reads:
-            last_read[storage] = position
-    produced, total = [], 0
-    change = [0] * (len(order) + 1)
-    for position, index in enumerate(order):
-        for storage in step.operations[index].writes:
-            size = step.storage_bytes[storage]
-            total += size
-            if last_read.get(storage, position) > position:
-                change[position] += size
-                change[last_read[storage]] -= size
-        produced.append(total)
-    alive = list(accumulate(change))
-    chosen: set[int] = set()
-    for k in range(1, segments):
-        ideal, reach = total * k / segments, total / segments / 2
-        window = [p for p in range(len(order)) if abs(produced[p] - ideal) <= reach]
-        for position in sorted(window, key=lambda p: (alive[p], abs(produced[p] - ideal))):
-            crossing = {s for s in made if made[s] <= position < last_read.get(s, -1)}
-            if crossing <= allowed:
-                chosen |= crossing
-                break
-    return frozenset(s for s in chosen if step.storage_bytes[s] > 0)

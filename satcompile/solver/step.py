@@ -9,12 +9,18 @@ storages alone, with one copy each and every recomputation as late as its first 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from satcompile.solver.simulator import Computation, Event, Profile, liveness_events, replay
+
+# Inductor writes a pointwise result to memory, rather than inline it, when it reads more than so
+# many buffers (its realize_acc_reads_threshold), or more than so many and has several readers
+# (its realize_reads_threshold).
+_MOST_READS, _MOST_READS_REUSED = 8, 4
 
 
 class Phase(Enum):
@@ -297,6 +303,7 @@ def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Comp
     """The order as kernels see it, labelled with positions: a result that only fusible operations read, and that
     nobody keeps, never reaches memory; its readers read what it was made from."""
     must_write: set[Copy] = set(kept)
+    readers = Counter(copy for read in made.reads for copy in read)
     for index, read in zip(made.order, made.reads, strict=True):
         if not step.operations[index].fusible:
             must_write.update(read)
@@ -309,6 +316,9 @@ def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Comp
             dict.fromkeys(origin for copy in read for origin in inlined.get(copy, (copy,)))
         )
         can_inline = operation.fusible and not operation.reduces and len(written) == 1
+        if can_inline:
+            most = _MOST_READS_REUSED if readers[written[0]] > 1 else _MOST_READS
+            can_inline = len(sources) <= most or bool(__import__("os").environ.get("OLDSIM"))
         if can_inline and written[0] not in must_write:
             inlined[written[0]] = sources
             continue

@@ -81,9 +81,9 @@ def build(value_bytes, gradient_bytes, times, skip=None, workspace=None, fusible
     return step, problem, list(values)
 
 
-def search_of(made) -> BudgetSearch:
+def search_of(made, own_order: bool = True) -> BudgetSearch:
     step, problem, choices = made
-    return BudgetSearch(step, problem, choices, gap_us=0.0, effort=EFFORT)
+    return BudgetSearch(step, problem, choices, 0.0, EFFORT, own_order=own_order)
 
 
 def candidate_of(step, solution, storages) -> Candidate:
