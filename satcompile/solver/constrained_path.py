@@ -32,7 +32,7 @@ from satcompile.solver.demands import Arc, Demands, values_in
 # Searches of partial plans, one after the other while the gap is open: the share of the gap in
 # which bounds are looked at, and of the partial plans kept. The first mostly finds a plan near
 # the bound; the others raise the bound.
-_SEARCHES = ((1.0, 1 / 50), (1 / 16, 1.0), (1 / 4, 1.0), (1.0, 1.0))
+_SEARCHES = ((1.0, 1 / 25), (1 / 16, 1.0), (1 / 4, 1.0), (1.0, 1.0))
 _TOLERATED = 0.5  # of the gap, spent on treating almost equal partial plans as equal
 _THINNED_EVERY = 8  # levels; partial plans that are equal but for trifles are many otherwise
 
