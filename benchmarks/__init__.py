@@ -49,12 +49,28 @@ def write_results(
     folder: Path,
 ) -> None:
     """``name.json`` and ``name.md`` in ``folder``, and the table on the terminal."""
+    save_results(name, rows, facts, missed, folder, rows)
+    print_results(name, rows, missed)
+
+
+def save_results(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    facts: dict[str, Any],
+    missed: Sequence[str],
+    folder: Path,
+    shown: Sequence[dict[str, Any]],
+) -> None:
+    """``name.json`` with the rows, and ``name.md`` with the table of what is shown of them."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"environment": facts, "missed_goals": list(missed), "rows": list(rows)}
     (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")
-    (folder / f"{name}.md").write_text(_markdown(name, rows, facts, missed))
-    table = Table(*rows[0], title=name)
-    for row in rows:
+    (folder / f"{name}.md").write_text(_markdown(name, shown, facts, missed))
+
+
+def print_results(name: str, shown: Sequence[dict[str, Any]], missed: Sequence[str]) -> None:
+    table = Table(*shown[0], title=name)
+    for row in shown:
         table.add_row(*(_cell(value) for value in row.values()))
     console = Console(width=160)
     console.print(table)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,25 +23,12 @@ from torch._functorch import config as functorch_config
 
 import satcompile
 from benchmarks import environment, write_results
-from benchmarks.workloads import clear_gradients, llama, quiet_transformers, text
-from satcompile.torch_compat import compiled_graphs
+from benchmarks.training import Variant, function_of, measure_times, prepare, time_ratio
+from benchmarks.workloads import llama, quiet_transformers, text
 
 TORCH_BUDGETS = (0.5, 0.2, 0.1, 0.05)
 OUR_SHARES = (0.8, 0.6, 0.45, 0.32)  # of the default's measured peak
 GOAL_PEAK, GOAL_TIME = 0.32, 1.05
-
-
-@dataclass
-class Variant:
-    """A way to run the step, and what was measured of it."""
-
-    name: str
-    run: Callable[[], Any]
-    model: torch.nn.Module
-    peak_bytes: int = 0
-    predicted_bytes: int | None = None
-    times_s: list[float] = field(default_factory=list)
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,30 +40,6 @@ class Row:
     time_ratio: float
     step_ms: float
     note: str
-
-
-def function_of(model: torch.nn.Module, inputs: dict[str, Any]) -> Callable[[], Any]:
-    """``lambda: model(**inputs)`` with a code object of its own: Dynamo caches by code."""
-    namespace: dict[str, Any] = {"model": model, "inputs": inputs}
-    exec("def forward():\n    return model(**inputs)\n", namespace)
-    return namespace["forward"]
-
-
-def step(forward: Callable[[], Any]) -> Any:
-    output = forward()
-    output.loss.backward()
-    return output
-
-
-def prepare(variant: Variant, compiled: bool) -> None:
-    """First step (``compile_time`` measures it), its check, and the peak of a later one."""
-    graphs_before = compiled_graphs()
-    step(variant.run)
-    if compiled and compiled_graphs() == graphs_before:
-        raise RuntimeError(f"{variant.name}: nothing was compiled")
-    clear_gradients(variant.model)
-    variant.peak_bytes = satcompile.measure_peak(lambda: step(variant.run))
-    clear_gradients(variant.model)
 
 
 def checkpointed_twin(model: Any) -> Any:
@@ -129,23 +91,10 @@ def variants(model: Any, inputs: dict[str, Any]) -> list[Variant]:
     return made
 
 
-def measure_times(made: Sequence[Variant], rounds: int) -> None:
-    graphs_before = compiled_graphs()
-    for _ in range(rounds):
-        for variant in made:
-            clear_gradients(variant.model)
-            started = time.perf_counter()
-            step(variant.run)
-            variant.times_s.append(time.perf_counter() - started)
-    if compiled_graphs() != graphs_before:
-        raise RuntimeError("something was compiled while times were taken")
-
-
 def rows_of(made: Sequence[Variant]) -> list[Row]:
     default = made[0]
     rows = []
     for variant in made:
-        ratios = [a / b for a, b in zip(variant.times_s, default.times_s, strict=True)]
         predicted = variant.predicted_bytes
         rows.append(
             Row(
@@ -153,7 +102,7 @@ def rows_of(made: Sequence[Variant]) -> list[Row]:
                 variant.peak_bytes / 1e6,
                 variant.peak_bytes / default.peak_bytes,
                 None if predicted is None else predicted / default.peak_bytes,
-                median(ratios),
+                time_ratio(variant, default),
                 median(variant.times_s) * 1e3,
                 variant.note,
             )

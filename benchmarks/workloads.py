@@ -7,7 +7,6 @@ import itertools
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -55,8 +54,3 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers.logging.set_verbosity(before)
-
-
-def clear_gradients(model: Any) -> None:
-    for parameter in model.parameters():
-        parameter.grad = None

@@ -2,8 +2,8 @@
 
 1. Without a limit, or where torch's own plan fits it: torch's own plan (its minimum cut),
    which is what ``torch.compile`` does by default, to the node.
-2. Otherwise: the plan of least recompute time whose simulated peak is within the limit,
-   exact for its saved bytes (``satcompile.solver.two_phase``).
+2. Otherwise: the least recompute time found whose simulated peak is within the limit, at
+   every position of the step and with as many copies as that takes (``satcompile.solver``).
 3. Where no plan fits, or ``lowest_peak`` asks for it: the plan with the lowest peak.
 
 Left alone: values that torch or the user decided (checkpoint regions, collectives, effects,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from satcompile.emission import why_order_is_kept
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
@@ -33,11 +34,13 @@ class Recompute:
         limit_bytes: what the step may allocate at its peak; None for no limit.
         lowest_peak: take the plan with the lowest simulated peak.
         effort: branch-and-bound nodes per solve.
+        saved_limit_bytes: what may be kept from forward to backward; None for no limit.
     """
 
     limit_bytes: int | None = None
     lowest_peak: bool = False
     effort: int = 1_000
+    saved_limit_bytes: int | None = None
 
     name = "recompute"
 
@@ -48,6 +51,8 @@ class Recompute:
         search = budget_search(problem, self.effort)
         default = search.candidate(problem.storages_of(nodes))
         fits = self.limit_bytes is None or default.profile.peak_bytes <= self.limit_bytes
+        if self.saved_limit_bytes is not None:
+            fits = fits and default.profile.saved_bytes <= self.saved_limit_bytes
         if fits and not self.lowest_peak:
             scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
             tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
@@ -55,7 +60,7 @@ class Recompute:
         most = default.solution.saved_bytes
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
-            chosen = search.within(self.limit_bytes, most)
+            chosen = search.within(self.limit_bytes, most, self.saved_limit_bytes)
         if chosen is None:
             chosen = search.floor(most)
         tensors, scalars = problem.nodes_to_save(chosen.saved)
@@ -74,19 +79,18 @@ class Recompute:
         bound_us: float = 0.0,
         is_default: bool = False,
     ) -> Plan:
-        forward = [
-            node
-            for node, operation in zip(problem.operations, problem.step.operations, strict=True)
-            if operation.phase is not Phase.BACKWARD
-        ]
         again = [
-            forward[index]
-            for index in sorted(chosen.solution.recomputed)
-            if problem.graph.is_forward(forward[index])
+            problem.operations[index]
+            for index in sorted(set(chosen.backward_order))
+            if problem.step.operations[index].phase is Phase.FORWARD
         ]
         return Plan(
             saved=chosen.saved,
             recomputed=tuple(again),
+            operations=problem.operations,
+            forward_order=chosen.forward_order,
+            backward_order=chosen.backward_order,
+            order_kept=why_order_is_kept(problem.graph),
             crossing=tuple(tensors),
             scalars=tuple(scalars),
             profile=chosen.profile,
@@ -103,4 +107,12 @@ class Recompute:
 
 def budget_search(problem: PlanningProblem, effort: int) -> BudgetSearch:
     gap_us = _GAP_OF_FORWARD * problem.forward_time_us
-    return BudgetSearch(problem.step, problem.two_phase, problem.choices, gap_us, effort)
+    return BudgetSearch(
+        problem.step,
+        problem.two_phase,
+        problem.choices,
+        gap_us,
+        effort,
+        again_us=[price.inline_us for price in problem.prices],
+        own_order=why_order_is_kept(problem.graph) is None,
+    )

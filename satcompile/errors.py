@@ -6,6 +6,8 @@ All inherit ``ShortenTraceback`` so that they leave ``torch.compile`` as themsel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from satcompile.torch_compat import ShortenTraceback
 
 
@@ -31,11 +33,23 @@ class BudgetError(SatcompileError):
         budget_bytes: what was asked.
         floor_bytes: the smallest peak for which a valid plan is held.
         floor_op: where that plan's peak lies: operation and module.
+        breakdown: bytes alive there, by kind: parameters (with buffers), gradients, optimizer
+            state, inputs, outputs, what is saved for the backward, temporaries, and what is
+            reserved or belongs to other graphs of the step. They add up to ``floor_bytes``.
     """
 
-    def __init__(self, message: str, *, budget_bytes: int, floor_bytes: int, floor_op: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget_bytes: int,
+        floor_bytes: int,
+        floor_op: str,
+        breakdown: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__(message)
         self.budget_bytes, self.floor_bytes, self.floor_op = budget_bytes, floor_bytes, floor_op
+        self.breakdown = dict(breakdown or {})
 
 
 class VerificationError(SatcompileError):

@@ -13,9 +13,10 @@ Memory that an operator takes and returns inside one call is measured on the CPU
 from __future__ import annotations
 
 import ast
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import Event, Profile, replay
 from satcompile.torch_compat import extern_kernels, fake_tensor_mode
-from satcompile.workspace import Zeros, as_events, workspace_bytes
+from satcompile.workspace import Zeros, workspace_bytes
+
+_GENERATED = "<generated>"  # the file name of the text that we execute
+_LINES = "_lines_of_the_generated_text"
 
 
 class UnreadableCode(Exception):
@@ -31,14 +35,32 @@ class UnreadableCode(Exception):
 
 
 class Block:
-    """A storage that exists in bytes only; its end of life is an event."""
+    """A storage that exists in bytes only; its end of life is an event.
 
-    def __init__(self, num_bytes: int, label: str, log: list[Event]) -> None:
-        self.num_bytes, self.label, self._log = num_bytes, label, log
-        log.append(Event(num_bytes, label))
+    ``kind`` says what it turned out to be once the step is known: an output, a gradient, a
+    value saved for the backward, or what it is until then, a temporary.
+    """
+
+    def __init__(self, num_bytes: int, label: str, log: list[BlockEvent]) -> None:
+        self.num_bytes, self.label, self.kind, self._log = num_bytes, label, _Kind(), log
+        log.append(BlockEvent(num_bytes, label, self.kind))
 
     def __del__(self) -> None:
-        self._log.append(Event(-self.num_bytes, self.label))
+        self._log.append(BlockEvent(-self.num_bytes, self.label, self.kind))
+
+
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """Shared by a block and its events, which outlive it."""
+
+    name: str = "temporaries"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvent(Event):
+    """An event that knows whose block it concerns."""
+
+    kind: _Kind = field(default_factory=_Kind)
 
 
 @dataclass(slots=True)
@@ -148,13 +170,40 @@ class StepWalk:
         saved_bytes: alive between forward and backward, without what the user holds.
     """
 
-    forward: list[Event]
-    backward: list[Event]
+    forward: list[BlockEvent]
+    backward: list[BlockEvent]
     saved_bytes: int
 
     def profiles(self) -> tuple[Profile, Profile]:
         forward = replay(self.forward)
         return forward, replay(self.backward, start_bytes=forward.end_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(profile.peak_bytes for profile in self.profiles())
+
+    @property
+    def held_bytes(self) -> int:
+        """Alive between forward and backward: what is saved, and the outputs."""
+        return sum(event.num_bytes for event in self.forward)
+
+    def bytes_at_end(self, kind: str) -> int:
+        """Bytes of one kind of block that are alive when the backward has returned."""
+        events = (*self.forward, *self.backward)
+        return sum(event.num_bytes for event in events if event.kind.name == kind)
+
+    def at_peak(self) -> tuple[dict[str, int], str, bool]:
+        """Bytes alive at the step's peak by kind, whose allocation made it, and whether that
+        was in the backward."""
+        forward, backward = self.profiles()
+        in_backward = backward.peak_bytes >= forward.peak_bytes
+        profile = backward if in_backward else forward
+        events = list(self.forward) if in_backward else []
+        events += (self.backward if in_backward else self.forward)[: profile.peak_index + 1]
+        by_kind: dict[str, int] = {}
+        for event in events:
+            by_kind[event.kind.name] = by_kind.get(event.kind.name, 0) + event.num_bytes
+        return {k: v for k, v in by_kind.items() if v}, profile.peak_label, in_backward
 
 
 def walk_step(
@@ -162,6 +211,7 @@ def walk_step(
     backward: GeneratedGraph | None,
     num_outputs: int,
     transient_outputs: Iterable[int] = (),
+    leaf_gradients: Iterable[int] = (),
 ) -> StepWalk:
     """The allocation events of a forward and the backward that follows it.
 
@@ -169,17 +219,20 @@ def walk_step(
         forward, backward: the generated graphs; ``backward`` None for a forward alone.
         num_outputs: how many of the forward's results go to its caller; the rest is saved.
         transient_outputs: those of them that the caller drops at once.
+        leaf_gradients: results of the backward that become some leaf's ``.grad``.
 
     Raises:
         UnreadableCode: the generated text has a form that cannot be followed.
     """
-    log: list[Event] = []
+    log: list[BlockEvent] = []
     resident = [_resident_input(spec, log) for spec in forward.inputs]
     log.clear()
     results = _call(forward, list(resident), log)
     dropped = set(transient_outputs)
     held = [r for i, r in enumerate(results[:num_outputs]) if i not in dropped]
     held_blocks = {id(r.block) for r in (*held, *resident) if isinstance(r, Tensor)}
+    _call_it("saved for backward", results[num_outputs:])
+    _call_it("outputs", results[:num_outputs])
     saved_blocks = {
         id(r.block): r.block.num_bytes
         for r in results[num_outputs:]
@@ -191,6 +244,7 @@ def walk_step(
         return StepWalk(walked_forward, [], 0)
     by_name = dict(zip(forward.outputs, results, strict=True))
     args: list[Any] = []
+    roots: list[Tensor] = []  # ``loss.backward()`` holds the loss's gradient until it returns
     for spec in backward.inputs:
         if not isinstance(spec, TensorSpec):
             args.append(spec)
@@ -198,22 +252,34 @@ def walk_step(
             args.append(by_name[spec.name])
         else:
             args.append(_resident_input(spec, log, label="incoming gradient"))
+            _call_it("incoming gradients", args[-1:])
+            if spec.hints[: len(spec.shape)] == (1,) * len(spec.shape):
+                roots.append(args[-1])
     by_name.clear()
     results = []
     gradients = _call(backward, args, log)
+    parameter_gradients = set(leaf_gradients)
+    _call_it("input gradients", gradients)
+    _call_it("gradients", [g for i, g in enumerate(gradients) if i in parameter_gradients])
     walk = StepWalk(walked_forward, list(log), sum(saved_blocks.values()))
-    del gradients, held, resident
+    del gradients, held, resident, roots
     return walk
 
 
-def _resident_input(spec: TensorSpec | Any, log: list[Event], label: str = "input") -> Any:
+def _call_it(kind: str, results: Iterable[Any]) -> None:
+    for result in results:
+        if isinstance(result, Tensor) and result.block is not None:
+            result.block.kind.name = kind
+
+
+def _resident_input(spec: TensorSpec | Any, log: list[BlockEvent], label: str = "input") -> Any:
     if not isinstance(spec, TensorSpec):
         return spec
     num_bytes = storage_elements(spec.shape, spec.strides) * spec.dtype.itemsize
     return Tensor(Block(num_bytes, label, log), spec.shape, spec.strides, spec.dtype)
 
 
-def _call(graph: GeneratedGraph, args: list[Any], log: list[Event]) -> list[Any]:
+def _call(graph: GeneratedGraph, args: list[Any], log: list[BlockEvent]) -> list[Any]:
     """Results of the wrapper's ``call``; ``args`` is handed over, as the real one's is."""
     call = _load_call(graph.source, log)
     try:
@@ -226,10 +292,10 @@ def _call(graph: GeneratedGraph, args: list[Any], log: list[Event]) -> list[Any]
         raise UnreadableCode(f"{type(error).__name__}: {error}") from error
 
 
-def _load_call(source: str, log: list[Event]) -> Callable[[list[Any]], Sequence[Any]]:
+def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequence[Any]]:
     """The module's ``call``, with kernels, allocations and operators replaced by stand-ins."""
     module = ast.parse(source)
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {_LINES: dict(enumerate(source.splitlines(), start=1))}
     runner: ast.ClassDef | ast.FunctionDef | None = None
     for statement in module.body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
@@ -262,7 +328,7 @@ def _load_call(source: str, log: list[Event]) -> Callable[[list[Any]], Sequence[
 
 
 def _execute(statement: ast.stmt, namespace: dict[str, Any]) -> None:
-    code = compile(ast.Module([statement], []), "<generated>", "exec")
+    code = compile(ast.Module([statement], []), _GENERATED, "exec")
     exec(code, namespace)
 
 
@@ -293,7 +359,7 @@ _NOTHING = _Nothing()
 class _Operators:
     """Attribute paths such as ``torch.ops.aten.x.default``; a call runs on fake tensors."""
 
-    def __init__(self, real: Any, log: list[Event], on_cpu: bool) -> None:
+    def __init__(self, real: Any, log: list[BlockEvent], on_cpu: bool) -> None:
         self._real, self._log, self._on_cpu = real, log, on_cpu
 
     def __getattr__(self, name: str) -> Any:
@@ -313,7 +379,10 @@ class _Operators:
     def _add_workspace(self, args: Any, kwargs: dict[str, Any]) -> None:
         specs = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
         num_bytes = workspace_bytes(self._real, *specs)
-        self._log.extend(as_events(num_bytes, f"workspace of {self._real}"))
+        if num_bytes:  # taken and returned at once
+            label, kind = _assigned_name() or str(self._real), _Kind("workspaces of operators")
+            self._log.append(BlockEvent(num_bytes, label, kind))
+            self._log.append(BlockEvent(-num_bytes, label, kind))
 
 
 # In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
@@ -337,9 +406,10 @@ def _as_zeros(value: Any) -> Any:
     return Zeros(value.shape, value.strides, value.dtype) if _is_tensor(value) else value
 
 
-def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -> Any:
+def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[BlockEvent]) -> Any:
     """What ``op`` returns, as blocks: shared with an argument where it shares storage."""
     owners: dict[int, Block | None] = {}
+    label = _assigned_name() or str(op)
 
     def to_fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -353,7 +423,7 @@ def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -
             return value
         storage = value.untyped_storage()
         if storage._cdata not in owners:
-            owners[storage._cdata] = Block(storage.nbytes(), str(op), log)
+            owners[storage._cdata] = Block(storage.nbytes(), label, log)
         return Tensor(
             owners[storage._cdata],
             tuple(value.shape),
@@ -368,11 +438,23 @@ def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[Event]) -
         return pytree.tree_map(from_fake, result)
 
 
-def _stand_ins(log: list[Event], on_cpu: bool) -> dict[str, Any]:
+def _assigned_name() -> str:
+    """The variable that the line of generated code which is running now assigns to, "" if none:
+    a buffer's name, which Inductor can trace back to operations."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename != _GENERATED:
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    line = frame.f_globals.get(_LINES, {}).get(frame.f_lineno, "")
+    return line.partition(" = ")[0].strip() if " = " in line else ""
+
+
+def _stand_ins(log: list[BlockEvent], on_cpu: bool) -> dict[str, Any]:
     def empty(shape: Any, strides: Any, dtype: torch.dtype, *rest: Any) -> Tensor:
         shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
         num_bytes = storage_elements(shape, strides) * dtype.itemsize
-        return Tensor(Block(num_bytes, "buffer", log), shape, strides, dtype)
+        return Tensor(Block(num_bytes, _assigned_name(), log), shape, strides, dtype)
 
     def empty_strided(shape: Any, strides: Any, *, dtype: torch.dtype, **rest: Any) -> Tensor:
         return empty(shape, strides, dtype)
@@ -401,7 +483,7 @@ def _stand_ins(log: list[Event], on_cpu: bool) -> dict[str, Any]:
 class _Torch:
     """The ``torch`` that generated code sees: operators and device guards replaced."""
 
-    def __init__(self, log: list[Event], on_cpu: bool) -> None:
+    def __init__(self, log: list[BlockEvent], on_cpu: bool) -> None:
         self.ops = _Operators(torch.ops, log, on_cpu)
         self.cuda = _NOTHING
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,6 +23,7 @@ from torch import fx
 from satcompile import pipeline, torch_compat
 from satcompile.cost.device import device_of
 from satcompile.cost.roofline import CostModel
+from satcompile.emission import COPY_OF
 from satcompile.generated_code import (
     GeneratedGraph,
     ScalarSpec,
@@ -32,8 +33,9 @@ from satcompile.generated_code import (
     walk_step,
 )
 from satcompile.options import Options
-from satcompile.passes.recompute import Recompute
+from satcompile.passes.recompute import Recompute, budget_search
 from satcompile.planning_problem import PlanningProblem
+from satcompile.solver.search import BudgetSearch
 from satcompile.training_graph import TrainingGraph
 
 log = logging.getLogger("satcompile")
@@ -55,15 +57,23 @@ class Attempt:
         options: the user's.
         limit_bytes: what the plan's simulated peak is to stay within; None for no limit.
         accept_bytes: what the generated code may allocate; None for anything.
+        saved_limit_bytes: what may be kept from forward to backward; None for no limit.
         lowest_peak: plan for the lowest peak.
         dry: stop when the code is generated.
+        leaf_gradients: positions among the graph's inputs of leaves, whose gradients stay.
+        on_backward: called when the backward begins to run.
+        origins: per graph (is it the backward's?) the node behind each buffer of its code.
     """
 
     options: Options
     limit_bytes: int | None = None
     accept_bytes: int | None = None
+    saved_limit_bytes: int | None = None
     lowest_peak: bool = False
     dry: bool = False
+    leaf_gradients: frozenset[int] = frozenset()
+    on_backward: Callable[[], None] | None = None
+    origins: dict[bool, dict[str, str]] = field(default_factory=dict, repr=False)
     outcome: pipeline.Outcome | None = None
     problem: PlanningProblem | None = None
     forward: GeneratedGraph | None = None
@@ -83,7 +93,25 @@ class Attempt:
         assert self.outcome is not None
         if self.walk is None:
             return self.outcome.plan.profile.peak_bytes
-        return max(profile.peak_bytes for profile in self.walk.profiles())
+        return self.walk.peak_bytes
+
+    @property
+    def relative_time(self) -> float:
+        """Time that the plan adds, as a share of the forward's."""
+        if self.outcome is None or self.problem is None:
+            return 0.0
+        return self.outcome.plan.time_us / max(self.problem.forward_time_us, 1e-9)
+
+    @functools.cached_property
+    def search(self) -> BudgetSearch:
+        """What other plans the graph has."""
+        assert self.problem is not None
+        return budget_search(self.problem, self.options.solver_effort)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many of the forward's results go to its caller."""
+        return self.outcome.parts.num_outputs if self.outcome else 0
 
     def compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """The compiled callable.
@@ -114,7 +142,12 @@ class Attempt:
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
             )  # fmt: skip
         self.problem = PlanningProblem(graph, CostModel(device_of(graph_device(gm))))
-        recompute = Recompute(self.limit_bytes, self.lowest_peak, self.options.solver_effort)
+        recompute = Recompute(
+            self.limit_bytes,
+            self.lowest_peak,
+            self.options.solver_effort,
+            saved_limit_bytes=self.saved_limit_bytes,
+        )
         self.outcome = pipeline.run(self.problem, recompute)
         parts = self.outcome.parts
         # Inductor rewrites the modules it is given: what is needed later is noted now.
@@ -132,7 +165,10 @@ class Attempt:
         is_backward = bool(kwargs.get("is_backward"))
         outputs = () if is_backward else self._outputs
 
-        def generated(source: str) -> None:
+        copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
+
+        def generated(source: str, origins: dict[str, str]) -> None:
+            self.origins[is_backward] = {b: copies.get(n, n) for b, n in origins.items()}
             graph = GeneratedGraph(source, specs, outputs)
             if not is_backward:
                 self.forward = graph
@@ -149,10 +185,21 @@ class Attempt:
             compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
         source = getattr(compiled, "source_code", None)
         if source and (self.backward if is_backward else self.forward) is None:
-            generated(source)  # from the cache: nothing was generated, but the text came along
+            generated(source, {})  # from the cache: nothing was generated, but the text came along
         elif not source and is_backward and self.walk is None:
             self.unreadable = "Inductor kept no source"
-        return compiled
+        return self._announced(compiled) if is_backward else compiled
+
+    def _announced(self, compiled: Any) -> Any:
+        """The compiled backward, which tells when it begins."""
+
+        def run(args: list[Any]) -> Any:
+            if self.on_backward is not None:
+                self.on_backward()
+            return compiled(args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
+        return run
 
     def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
         """A plan's backward keeps its order; without a plan of ours Inductor fuses as it will.
@@ -172,8 +219,9 @@ class Attempt:
             self.walk = walk_step(
                 self.forward.at_hints(),
                 self.backward.at_hints(),
-                self.outcome.parts.num_outputs if self.outcome else 0,
+                self.num_outputs,
                 self.transient_outputs,
+                self.leaf_gradients,
             )
         except UnreadableCode as error:
             self.unreadable = str(error)
@@ -192,7 +240,9 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
             _source_digest(),
             torch.__version__,
             repr(attempt.options),
-            repr((attempt.limit_bytes, attempt.lowest_peak, attempt.dry)),
+            repr(
+                (attempt.limit_bytes, attempt.saved_limit_bytes, attempt.lowest_peak, attempt.dry)
+            ),
         )
 
     def __call__(

@@ -1,8 +1,9 @@
 """A plan becomes a forward and a backward graph.
 
 The extraction and its calling convention are torch's; the choice of what crosses, and with it
-what is computed twice, is the plan's. Recomputed operations stand right before their first
-reader.
+what is computed again, is the plan's, and so is the backward's order. The forward stays in the
+joint graph's order. Torch's own plan keeps torch's order too, and so does a plan for a graph
+whose order must not change.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from satcompile.emission import emit
 from satcompile.plan import Plan
 from satcompile.torch_compat import extract_modules, finish_modules, is_opaque
 from satcompile.training_graph import TrainingGraph
@@ -42,5 +44,11 @@ def partition(graph: TrainingGraph, plan: Plan) -> Partition:
         graph.num_forward_outputs,
         graph.roles.static_lifetime_input_nodes,
     )
-    forward, backward = finish_modules(graph.module, forward, backward, len(scalars))
+
+    def in_planned_order(module: fx.GraphModule) -> fx.GraphModule:
+        order = (plan.operations[index].name for index in plan.backward_order)
+        return emit(graph.module, module, order, planned=(node.name for node in plan.operations))
+
+    reorder = in_planned_order if plan.has_own_order else None
+    forward, backward = finish_modules(graph.module, forward, backward, len(scalars), reorder)
     return Partition(forward, backward, graph.num_forward_outputs)

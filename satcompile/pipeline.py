@@ -80,7 +80,10 @@ def _since(started: float, name: str, changed: str) -> PassRecord:
 def _describe(plan: Plan) -> str:
     if plan.is_default:
         return f"torch's own plan: {len(plan.saved)} values saved"
-    return f"{len(plan.saved)} values saved, {len(plan.recomputed)} operations recomputed"
+    often = sum(1 for node in plan.recomputed if plan.times_computed[node] > 2)
+    more = f", {often} of them more than once" if often else ""
+    text = f"{len(plan.saved)} values saved, {len(plan.recomputed)} operations recomputed{more}"
+    return text if plan.order_kept is None else f"{text}; in torch's order: {plan.order_kept}"
 
 
 def _sizes(parts: Partition) -> str:

@@ -1,8 +1,12 @@
-"""A plan: what crosses from forward to backward, what it costs, and how good it is."""
+"""A plan: what crosses from forward to backward, in which order either side runs, what that
+costs, and how good it is."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
@@ -15,7 +19,12 @@ class Plan:
 
     Attributes:
         saved: indices of the storages that cross, in ``PlanningProblem.storages``.
-        recomputed: nodes whose operations run again in the backward.
+        recomputed: nodes of the forward whose operations run again in the backward.
+        operations: the nodes that the two orders speak of, by index.
+        forward_order, backward_order: indices into ``operations``; in the backward, an
+            operation stands as often as it is computed.
+        order_kept: why the backward has torch's order and not ``backward_order``; None where
+            it has the plan's.
         crossing: tensors that the backward is given, parameters and inputs among them.
         scalars: symbolic sizes that the backward is given.
         profile: simulated memory of the step.
@@ -29,6 +38,10 @@ class Plan:
 
     saved: frozenset[int]
     recomputed: tuple[fx.Node, ...]
+    operations: Sequence[fx.Node]
+    forward_order: tuple[int, ...]
+    backward_order: tuple[int, ...]
+    order_kept: str | None
     crossing: tuple[fx.Node, ...]
     scalars: tuple[fx.Node, ...]
     profile: StepProfile
@@ -38,3 +51,13 @@ class Plan:
     bound_kind: str
     is_default: bool
     limit_bytes: int | None
+
+    @property
+    def has_own_order(self) -> bool:
+        return not self.is_default and self.order_kept is None
+
+    @cached_property
+    def times_computed(self) -> Counter[fx.Node]:
+        """How often each operation runs in the step, forward and backward."""
+        both = (*self.forward_order, *self.backward_order)
+        return Counter(self.operations[index] for index in both)

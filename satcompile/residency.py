@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from satcompile.torch_compat import fake_tensor_mode, is_fake, is_static_input
 from satcompile.training_graph import storage_bytes
@@ -34,9 +36,15 @@ class Residency:
         return self.parameters + self.inputs + self.gradients + self.optimizer_state
 
 
-def measure_residency(tensors: Sequence[Any]) -> Residency:
-    """Residency of a graph that is about to be called with ``tensors`` (others are skipped)."""
-    seen: set[int] = set()
+def measure_residency(tensors: Sequence[Any], seen: set[int] | None = None) -> Residency:
+    """Residency of a graph that is about to be called with ``tensors`` (others are skipped).
+
+    Args:
+        tensors: the graph's inputs.
+        seen: storages that are counted elsewhere, by ``storage_key``; those that are counted
+            here are added.
+    """
+    seen = set() if seen is None else seen
     parameters = inputs = gradients = 0
     held = [t for t in tensors if isinstance(t, torch.Tensor)]
     for tensor in held:
@@ -50,7 +58,8 @@ def measure_residency(tensors: Sequence[Any]) -> Residency:
     for parameter in trained:
         if parameter.grad is not None:
             gradients += _new_bytes(parameter.grad, seen)
-    state, notes = _optimizer_state_bytes(trained)
+    state, notes = _optimizer_state_bytes([t for t in trained if id(t) not in seen])
+    seen.update(map(id, trained))
     return Residency(parameters, inputs, gradients, state, notes)
 
 
@@ -58,11 +67,21 @@ def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
     """Bytes of the tensor's storage, 0 if it was counted before."""
     if is_fake(tensor):
         return storage_bytes(tensor)
-    storage = tensor.untyped_storage()
-    if storage._cdata in seen:
+    key = storage_key(tensor)
+    if key in seen:
         return 0
-    seen.add(storage._cdata)
-    return int(storage.nbytes())
+    seen.add(key)
+    return int(tensor.untyped_storage().nbytes())
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Tells storages that are alive apart."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def gradient_bytes(parameters: Iterable[torch.Tensor]) -> int:
+    """Bytes of the gradients that are set, for a check at every call."""
+    return sum(p.grad.nbytes for p in parameters if p.grad is not None)
 
 
 def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tuple[str, ...]]:
@@ -91,7 +110,43 @@ def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tup
 def _live_optimizers() -> list[torch.optim.Optimizer]:
     # Optimizers are made before and after us, by users and by trainers: asking the collector
     # finds them all, once per compilation.
-    return [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
+    found = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
+    for optimizer in found:
+        _parameters_known[optimizer] = _num_parameters(optimizer)
+    return found
+
+
+# How many parameters each optimizer had when we last counted its state.
+_parameters_known: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = (
+    weakref.WeakKeyDictionary()
+)
+_changes = 0
+_watching = False
+
+
+def optimizer_changes() -> int:
+    """How often an optimizer took a step that was made, or was given parameters, after its
+    state was last counted: the state must then be counted again."""
+    return _changes
+
+
+def watch_optimizers() -> None:
+    """From now on, look at each optimizer when it takes a step."""
+    global _watching
+    if not _watching:
+        register_optimizer_step_pre_hook(_before_step)
+        _watching = True
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    global _changes
+    if _parameters_known.get(optimizer) != _num_parameters(optimizer):
+        _parameters_known[optimizer] = _num_parameters(optimizer)
+        _changes += 1
+
+
+def _num_parameters(optimizer: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 _predictions: dict[Any, int | None] = {}

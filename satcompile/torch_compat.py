@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
+import sympy
 import torch
 import torch.utils._python_dispatch
 from torch import fx
@@ -33,19 +35,38 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn  # noqa: F401
 SymTypes = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
+_sizes: ContextVar[Mapping[Any, int] | None] = ContextVar("sizes", default=None)
+
+
+@contextlib.contextmanager
+def planning_for(sizes: Mapping[Any, int]) -> Iterator[None]:
+    """Inside, ``size_hint`` knows symbols by these values, not by those of the first call."""
+    token = _sizes.set(sizes or None)
+    try:
+        yield
+    finally:
+        _sizes.reset(token)
+
+
 def size_hint(value: Any, fallback: int = 4096) -> int:
     """The concrete value behind a size that may be symbolic, without adding a guard."""
     if isinstance(value, int):
         return value
     if not isinstance(value, torch.SymInt):
         return int(value)
+    sizes = _sizes.get()
+    if sizes is not None:
+        found = value.node.expr.subs(sizes)
+        if found.is_number:
+            return int(found)
     try:
-        # 2.13; 2.11 has the same function under the same module.
-        from torch.fx.experimental.symbolic_shapes import optimization_hint
+        from torch.fx.experimental.symbolic_shapes import optimization_hint  # 2.13
     except ImportError:
-        from torch.fx.experimental.symbolic_shapes import guarding_hint_or_throw
+        from torch.fx.experimental.symbolic_shapes import (  # type: ignore[attr-defined]
+            size_hint as hint_of,  # 2.11
+        )
 
-        return int(guarding_hint_or_throw(value))
+        return int(hint_of(value, fallback=fallback))
     return int(optimization_hint(value, fallback=fallback))
 
 
@@ -283,12 +304,33 @@ def is_rng_replay(node: fx.Node) -> bool:
     return "run_with_rng_state" in str(node.target)
 
 
+def replays_random_state(joint: fx.GraphModule) -> bool:
+    """Whether a checkpoint region draws random numbers: torch then saves the generator's state
+    in the forward and draws again from it in the backward, one to one. 2.11, 2.13."""
+    return bool(partitioners.has_recomputable_rng_ops(joint))
+
+
+def has_side_effect(node: fx.Node) -> bool:
+    """Whether an operation does more than compute its result; drawing random numbers does not
+    count. 2.11, 2.13."""
+    if node.op != "call_function":
+        return False
+    if any(part in str(node.target) for part in ("with_effects", "wrapper_mutation")):
+        return True
+    return bool(node.is_impure(impure_random=False))
+
+
 def finish_modules(
-    joint: fx.GraphModule, forward: fx.GraphModule, backward: fx.GraphModule, num_scalars: int
+    joint: fx.GraphModule,
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    num_scalars: int,
+    reorder: Callable[[fx.GraphModule], fx.GraphModule] | None = None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """What torch's partitioner does after it split: random state shared by the two copies of
-    operators in checkpoint regions, recomputation as late as its readers allow, early
-    ``getitem``, random state of nested graphs. 2.11, 2.13.
+    operators in checkpoint regions, recomputation as late as its readers allow (or the order
+    that ``reorder`` gives the backward), early ``getitem``, random state of nested graphs.
+    2.11, 2.13.
     """
     from torch._functorch.compile_utils import raise_getitems
 
@@ -296,7 +338,7 @@ def finish_modules(
         forward, backward = partitioners.functionalize_rng_ops(
             joint, forward, backward, num_scalars
         )
-    backward = partitioners.reordering_to_mimic_autograd_engine(backward)
+    backward = (reorder or partitioners.reordering_to_mimic_autograd_engine)(backward)
     forward, backward = raise_getitems(forward), raise_getitems(backward)
     return (
         partitioners.thread_graphsafe_rng_from_hops(forward, is_backward=False),
@@ -336,10 +378,12 @@ class GenerationStopped(BaseException):
 
 
 @contextlib.contextmanager
-def watching_generated_code(check: Callable[[str], None], stub: bool = False) -> Iterator[None]:
-    """Call ``check(source)`` with each wrapper's text before its kernels are compiled.
+def watching_generated_code(
+    check: Callable[[str, dict[str, str]], None], stub: bool = False
+) -> Iterator[None]:
+    """Call ``check(source, origins)`` with each wrapper's text before its kernels are compiled.
 
-    ``check`` may raise ``GenerationStopped``. With ``stub`` nothing is compiled: the module is
+    ``origins`` names for each buffer the node that it comes from. ``check`` may raise ``GenerationStopped``. With ``stub`` nothing is compiled: the module is
     one that must not be called. A hit in the FX graph cache calls nothing.
     ``GraphLowering._compile_to_module_lines``: 2.11, 2.13.
     """
@@ -348,7 +392,7 @@ def watching_generated_code(check: Callable[[str], None], stub: bool = False) ->
     original = GraphLowering._compile_to_module_lines
 
     def checked(self: Any, wrapper_code: Any) -> Any:
-        check(wrapper_code.value)
+        check(wrapper_code.value, _origins(self))
         return _StubModule() if stub else original(self, wrapper_code)
 
     GraphLowering._compile_to_module_lines = checked  # type: ignore[method-assign]  # a hook torch lacks
@@ -356,6 +400,16 @@ def watching_generated_code(check: Callable[[str], None], stub: bool = False) ->
         yield
     finally:
         GraphLowering._compile_to_module_lines = original  # type: ignore[method-assign]
+
+
+def _origins(lowering: Any) -> dict[str, str]:
+    """For each buffer the name of the last node that went into it. 2.11, 2.13."""
+    found = {}
+    for name, buffer in lowering.name_to_buffer.items():
+        node = buffer.get_origin_node() or next(reversed(list(buffer.get_origins())), None)
+        if node is not None:
+            found[name] = node.name
+    return found
 
 
 class _StubModule:
@@ -367,6 +421,84 @@ class _StubModule:
     @staticmethod
     def call(args: list[Any]) -> list[Any]:
         raise AssertionError("a dry compilation was called")
+
+
+class CompilationContext:
+    """What surrounds a backend's call in Dynamo, kept to compile the same graph once more.
+
+    Fake tensors, symbolic sizes and their guards live in it. ``TracingContext``,
+    ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``: 2.11, 2.13.
+    """
+
+    def __init__(self) -> None:
+        from torch._guards import TracingContext
+
+        self._tracing = TracingContext.try_get()
+
+    def fake_inputs(self, example_inputs: Sequence[Any]) -> list[Any] | None:
+        """The inputs as AOTAutograd will trace them: fake, with the symbols that Dynamo gave them.
+        None where they cannot be kept (outside Dynamo; tensors made of tensors).
+
+        ``TracingContext.fake_mode``, ``tensor_to_context``, ``FakeTensorMode.from_tensor`` (which
+        gives the same fake tensor for the same real one): 2.11, 2.13.
+        """
+        from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+        if self._tracing is None or self._tracing.fake_mode is None:
+            return None
+        if any(is_traceable_wrapper_subclass(value) for value in example_inputs):
+            return None
+        mode, contexts = self._tracing.fake_mode, self._tracing.tensor_to_context
+
+        def convert(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or is_fake(value):
+                return value
+            context = contexts.get(value)
+            source = None if context is None else context.tensor_source
+            return mode.from_tensor(
+                value, static_shapes=False, symbolic_context=context, source=source, trace=False
+            )
+
+        with mode:
+            return [convert(value) for value in example_inputs]
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[list[Any]]:
+        """Compile inside. Dynamo has installed its guards and does not look for new ones: on
+        exit, the yielded list has the conditions on symbols that have come up meanwhile."""
+        from torch._guards import tracing
+
+        assert self._tracing is not None
+        conditions: list[Any] = []
+        env = getattr(self._tracing.fake_mode, "shape_env", None)
+        if env is None:
+            with tracing(self._tracing):
+                yield conditions
+            return
+        frozen, num_guards, replaced = env.frozen, len(env.guards), dict(env.replacements)
+        env.frozen = False  # frozen, it would drop new guards with no more than a log line
+        try:
+            with tracing(self._tracing):
+                yield conditions
+        finally:
+            env.frozen = frozen
+            conditions.extend(guard.expr for guard in env.guards[num_guards:])
+            conditions.extend(
+                sympy.Eq(symbol, found)
+                for symbol, found in env.replacements.items()
+                if replaced.get(symbol) != found
+            )
+
+
+def backward_node(tensor: torch.Tensor) -> Any | None:
+    """The autograd node of the compiled graph that made ``tensor``: it lives until nobody can
+    call the backward any more. None where there is none. 2.11, 2.13."""
+    node = tensor.grad_fn
+    for _ in range(4):  # views of outputs have nodes of their own in front
+        if node is None or "CompiledFunction" in type(node).__name__:
+            return node
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
 
 
 def size_expression(value: Any) -> Any:

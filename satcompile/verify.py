@@ -14,6 +14,9 @@ with what the forward hands over numbered by what it is, the two emitted graphs 
 5. carry the metadata (shape, strides, dtype, device) of the values they compute,
 6. stay, simulated, within the peak that the plan promised.
 
+A value may be computed several times: copies have one number. Only what draws random numbers,
+and what writes into an input, runs exactly as often as in the joint graph.
+
 What it cannot see: a joint graph that was wrong to begin with, and what Inductor does after.
 """
 
@@ -28,6 +31,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from satcompile.emission import COPY_OF
 from satcompile.errors import VerificationError
 from satcompile.partition import Partition
 from satcompile.plan import Plan
@@ -365,9 +369,10 @@ def _check_random(parts: Partition, joint: Reference, passed: Iterable[str]) -> 
         for node in module.graph.nodes:
             if node.op != "call_function" or not is_random(node):
                 continue
-            if node.name in drawn:
-                _fail(f"{node.name} draws random numbers twice", passed)
-            drawn.add(node.name)
+            name = _original_name(node)
+            if name in drawn:
+                _fail(f"{name} draws random numbers twice", passed)
+            drawn.add(name)
 
 
 def _check_peak(
@@ -386,13 +391,18 @@ def _check_peak(
 
 
 def simulate_emitted(parts: Partition, plan: Plan, problem: PlanningProblem) -> StepProfile:
-    """Memory of the graphs as they stand, in their own order."""
+    """Memory of the graphs as they stand, in their own order and with all copies."""
     number = {node.name: index for index, node in enumerate(problem.operations)}
     orders = [
-        [number[node.name] for node in module.graph.nodes if node.name in number]
+        [number[name] for name in map(_original_name, module.graph.nodes) if name in number]
         for module in (parts.forward, parts.backward)
     ]
     return simulate_orders(problem.step, orders[0], orders[1], plan.saved)
+
+
+def _original_name(node: fx.Node) -> str:
+    """Of the joint graph's node; placeholders stand for no computation."""
+    return "" if node.op == "placeholder" else str(node.meta.get(COPY_OF, node.name))
 
 
 def _lint(module: fx.GraphModule, which: str, passed: Iterable[str]) -> None:

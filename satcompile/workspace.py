@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from satcompile.solver.simulator import Event, replay
+from satcompile.solver.simulator import replay
 from satcompile.torch_compat import profiler_is_active, without_tracing
 
 log = logging.getLogger("satcompile")
@@ -70,8 +70,3 @@ def _measure(op: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
         events = cpu_events(lambda: held.append(op(*made_args, **made_kwargs)))
     profile = replay(events)
     return max(0, profile.peak_bytes - profile.end_bytes)
-
-
-def as_events(num_bytes: int, label: str) -> list[Event]:
-    """A workspace as the simulator sees it: taken and returned at once."""
-    return [Event(num_bytes, label), Event(-num_bytes, label)] if num_bytes else []

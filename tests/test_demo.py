@@ -34,10 +34,10 @@ def variant(*losses: float) -> Variant:
 def graph_report(measured_bytes: int | None, budget_bytes: int | None) -> Report:
     graph = GraphReport(
         name="a graph", budget_bytes=budget_bytes, reserve_bytes=0, resident={},
-        predicted_peak_bytes=0, prediction="simulation", default_peak_bytes=0,
-        default_prediction="simulation", saved_bytes=0, forward_time_us=0.0,
+        predicted_peak_bytes=0, prediction="simulation", saved_bytes=0, forward_time_us=0.0,
         recompute_time_us=0.0, optimality_gap=0.0, bound_kind="", saved=[], recomputed=[],
         passes=[], measured_peak_bytes=measured_bytes,
+        _default=(0, "simulation"),
     )  # fmt: skip
     return Report([graph])
 

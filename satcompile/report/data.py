@@ -61,7 +61,9 @@ class GraphReport:
         predicted_peak_bytes: resident plus what the step allocates, by ``prediction``.
         prediction: "generated code" (its own allocations, added up) or "simulation".
         default_peak_bytes: the same for torch.compile's own plan, by ``default_prediction``.
-        floor_bytes: the smallest peak for which a valid plan is held; None until asked for.
+            Where that is not the plan in use its code is generated at the first call, which
+            takes about a quarter of a compilation.
+        floor_bytes: the smallest peak for which a valid plan is held; computed at the first call.
         measured_peak_bytes: resident plus the latest ``measure_peak`` in which the graph ran.
         saved_bytes: alive between forward and backward.
         forward_time_us: of the forward, by the cost model.
@@ -70,6 +72,7 @@ class GraphReport:
             the class that ``bound_kind`` names.
         saved, recomputed: largest first.
         passes: in the order in which they ran.
+        beside_bytes: held by the step's other graphs at the peak; 0 where the graph is alone.
         rounds: compilations it took until the generated code was within the budget.
         notes: what else a reader must know.
     """
@@ -80,8 +83,6 @@ class GraphReport:
     resident: dict[str, int]
     predicted_peak_bytes: int
     prediction: str
-    default_peak_bytes: int
-    default_prediction: str
     saved_bytes: int
     forward_time_us: float
     recompute_time_us: float
@@ -90,10 +91,12 @@ class GraphReport:
     saved: Sequence[ValueRow]
     recomputed: Sequence[ValueRow]
     passes: Sequence[PassRow]
+    beside_bytes: int = 0
     rounds: int = 1
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
     _floor: Any = field(default=None, repr=False)
+    _default: Any = field(default=None, repr=False)
 
     @property
     def resident_bytes(self) -> int:
@@ -101,10 +104,22 @@ class GraphReport:
 
     @property
     def floor_bytes(self) -> int:
-        """Simulated; computed at the first call."""
         if callable(self._floor):
             self._floor = self._floor()
-        return self.resident_bytes + int(self._floor)
+        return self.resident_bytes + self.beside_bytes + int(self._floor)
+
+    @property
+    def default_peak_bytes(self) -> int:
+        return self.resident_bytes + int(self._known_default()[0])
+
+    @property
+    def default_prediction(self) -> str:
+        return str(self._known_default()[1])
+
+    def _known_default(self) -> tuple[int, str]:
+        if callable(self._default):
+            self._default = self._default()
+        return self._default
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -127,6 +142,7 @@ class GraphReport:
             "saved": [row.to_dict() for row in self.saved],
             "recomputed": [row.to_dict() for row in self.recomputed],
             "passes": [asdict(row) for row in self.passes],
+            "beside_bytes": self.beside_bytes,
             "rounds": self.rounds,
             "notes": list(self.notes),
         }

@@ -11,7 +11,7 @@ import types
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,16 +20,26 @@ from satcompile.report.data import GraphReport, Report
 from satcompile.torch_compat import original_callable
 
 
-class GraphRecord:
-    """One compiled graph: its report and whom it served."""
+class Decision(Protocol):
+    """What a graph's latest call was decided to run."""
 
-    def __init__(
-        self, report: GraphReport, code: types.CodeType | None, parameters: Sequence[int]
-    ) -> None:
-        self.report, self.code = report, code
+    @property
+    def report(self) -> GraphReport | None: ...
+
+
+class GraphRecord:
+    """One compiled graph: what it runs now and whom it served."""
+
+    def __init__(self, name: str, code: types.CodeType | None, parameters: Sequence[int]) -> None:
+        self.name, self.code = name, code
+        self.decided: Decision | None = None
         self._positions = (parameters[0], parameters[-1]) if parameters else ()
         self._known: set[tuple[int, ...]] = set()
         self._served: list[weakref.ref[torch.Tensor]] = []
+
+    @property
+    def report(self) -> GraphReport | None:
+        return None if self.decided is None else self.decided.report
 
     def observe(self, args: Sequence[Any]) -> None:
         """Note a call. One parameter in front and one at the end tell instances apart."""
@@ -67,12 +77,6 @@ def add(record: GraphRecord) -> None:
         _records.append(record)
 
 
-def has_other_graphs(record: GraphRecord) -> bool:
-    """Whether another graph of the same code, or a piece of it, is known: a graph break."""
-    code = record.code
-    return code is not None and code.co_name.startswith("torch_dynamo_resume_in_")
-
-
 def forget_all() -> None:
     """Drop every record, as ``torch.compiler.reset()`` drops every graph."""
     with _lock:
@@ -92,6 +96,7 @@ class StepWatcher:
         """The step's measured peak, for the reports of the graphs that ran in it."""
         for record in self._ran.values():
             report = record.report
+            assert report is not None
             report.measured_peak_bytes = report.resident_bytes + peak_bytes
 
 
@@ -116,12 +121,12 @@ def report(compiled: Any = None) -> Report:
         NotCompiledError: no training graph of it was compiled by this backend.
     """
     with _lock:
-        records = list(_records)
+        records = [record for record in _records if record.report is not None]
     if compiled is not None:
         records = [record for record in records if _belongs(record, compiled)]
     if not records:
         raise NotCompiledError(_nothing_compiled(compiled))
-    return Report([record.report for record in records])
+    return Report([record.report for record in records if record.report is not None])
 
 
 def _belongs(record: GraphRecord, compiled: Any) -> bool:

@@ -22,7 +22,8 @@ def saved_rows(problem: PlanningProblem, plan: Plan) -> list[ValueRow]:
 
 
 def recomputed_rows(plan: Plan) -> list[ValueRow]:
-    return _sorted(_row(node, copies=2) for node in plan.recomputed)
+    """What the backward computes again; ``copies`` counts its computation in the forward too."""
+    return _sorted(_row(node, copies=plan.times_computed[node]) for node in plan.recomputed)
 
 
 def _sorted(rows: Any) -> list[ValueRow]:
@@ -47,8 +48,9 @@ def _row(node: fx.Node, copies: int) -> ValueRow:
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the innermost module whose forward made the node, as in ``named_modules()``."""
-    stack = node.meta.get("nn_module_stack") or {}
+    """Path of the innermost module whose forward made the node, as in ``named_modules()``; for a
+    node of the backward, of the module that it differentiates."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])

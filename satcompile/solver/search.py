@@ -2,25 +2,42 @@
 
 The two-phase problem bounds saved bytes; a budget bounds the peak. All saved bytes are alive
 at once where the backward begins, so the room left there bounds them from above, and the
-solution under that limit costs no more than any plan within the budget can: a proven lower
-bound. Where recomputation makes a later position the peak, fewer bytes are saved until the
-simulated peak fits. That peak falls with the saved bytes only down to a point, below which
-recomputed chains outweigh what saving less wins. So the same is tried with the forward cut
-into segments, by forcing the few values that cross between them to be saved; the least time
-that fits is taken, and the lowest peak found is the floor.
+solution under that limit costs no more than any plan within the budget can, however many
+copies it makes: a proven lower bound. Where recomputation makes a later position the peak,
+memory is bounded at that position too (``peaks``), and copies are dropped and made again.
+
+Where that finds nothing near the bound, fewer bytes are saved until the simulated peak fits.
+That peak falls with the saved bytes only down to a point, below which recomputed chains
+outweigh what saving less wins. So the same is tried with the forward cut into segments, by
+forcing the few values that cross between them to be saved; the least time that fits is taken,
+and the lowest peak found is the floor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from math import inf
 
 from satcompile.solver import two_phase
-from satcompile.solver.step import Phase, Step, StepProfile, forward_order, simulate
+from satcompile.solver.moments import Spine
+from satcompile.solver.peaks import PeakSearch, Planned
+from satcompile.solver.step import (
+    Phase,
+    Step,
+    StepProfile,
+    backward_order,
+    forward_order,
+    simulate_orders,
+)
+from satcompile.solver.timing import Timing
 
-BUDGET_BOUND = "two-phase, one copy of each recomputed value; bound from the start of backward"
+BUDGET_BOUND = (
+    "any number of copies, saved values kept to their last use; bound from the start of backward"
+)
+_WORTH_MORE = 2  # gaps from the bound: beyond, other ways are tried too
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
@@ -33,11 +50,15 @@ class Candidate:
 
     Attributes:
         saved: storages of the step (not positions in the two-phase problem).
+        forward_order, backward_order: indices of operations, repeated in the backward where
+            several copies are made.
     """
 
     saved: frozenset[int]
     solution: two_phase.Solution
     profile: StepProfile
+    forward_order: tuple[int, ...]
+    backward_order: tuple[int, ...]
 
 
 class BudgetSearch:
@@ -50,11 +71,27 @@ class BudgetSearch:
         choices: Sequence[int],
         gap_us: float,
         effort: int,
+        again_us: Sequence[float] | None = None,
+        own_order: bool = True,
     ) -> None:
+        """
+        Args:
+            gap_us: how far from proven least time a solution may be.
+            effort: branch-and-bound nodes per solve.
+            again_us: of each operation, for copies (see ``Timing``).
+            own_order: whether the backward may run in an order of the plan's, with several
+                copies; otherwise only what is saved is decided.
+        """
         self.step, self.problem, self.choices = step, problem, choices
-        self._gap_us, self._effort = gap_us, effort
+        self._gap_us, self._effort, self._own_order = gap_us, effort, own_order
+        self._timing = Timing(step, problem, choices, again_us)
+        self._others: list[Candidate] = []
         self._position = {storage: i for i, storage in enumerate(choices)}
         self._solved: dict[tuple[int, frozenset[int]], Candidate | None] = {}
+
+    @cached_property
+    def _spine(self) -> Spine:
+        return Spine(self.step, self.problem, self.choices)
 
     def candidate(self, saved: Iterable[int]) -> Candidate:
         """The plan that saves the given storages (of which only the choices count)."""
@@ -90,7 +127,10 @@ class BudgetSearch:
 
     def _with_profile(self, solution: two_phase.Solution) -> Candidate:
         saved = frozenset(self.choices[i] for i in solution.saved)
-        return Candidate(saved, solution, simulate(self.step, saved))
+        forward = tuple(forward_order(self.step, saved))
+        backward = tuple(backward_order(self.step, saved))
+        profile = simulate_orders(self.step, forward, backward, saved)
+        return Candidate(saved, solution, profile, forward, backward)
 
     def room_at_boundary(self, peak_limit_bytes: int) -> int:
         """Most bytes that any plan within the limit can save: what is free where all are alive."""
@@ -98,30 +138,72 @@ class BudgetSearch:
         held = sum(sizes[s] for s in self.step.outputs | self.step.tangents)
         return peak_limit_bytes - held - self.step.constant_bytes
 
-    def within(self, peak_limit_bytes: int, default_saved_bytes: int) -> Candidate | None:
+    def within(
+        self,
+        peak_limit_bytes: int,
+        default_saved_bytes: int,
+        saved_limit_bytes: int | None = None,
+    ) -> Candidate | None:
         """The least-time plan found whose simulated peak is within the limit, None if none is.
 
         Args:
             peak_limit_bytes: for the whole step.
             default_saved_bytes: scale for the search of the floor.
+            saved_limit_bytes: for what is saved, where that is limited for its own sake.
         """
         room = self.room_at_boundary(peak_limit_bytes)
+        if saved_limit_bytes is not None:
+            room = min(room, saved_limit_bytes)
         bound_us = self.bound_us(peak_limit_bytes)
-        best: Candidate | None = None
+        best = self._by_moments(peak_limit_bytes, room)
+        if best is None or best.solution.time_us > bound_us + _WORTH_MORE * self._gap_us:
+            best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best)
+        if best is None:
+            lowest = self.floor(default_saved_bytes)
+            best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
+        return best
+
+    def _by_moments(self, peak_limit_bytes: int, room_bytes: int) -> Candidate | None:
+        """The least time found with memory bounded where it is over the limit."""
+        boundary = self.at_saved_bytes(room_bytes)
+        if boundary is None or boundary.profile.peak_bytes <= peak_limit_bytes:
+            return boundary
+        if not self._own_order:
+            return None
+        search = PeakSearch(self._spine, 2 * self._gap_us, max(1, self._effort // 50))
+        plans = [self._from_peaks(found) for found in search.within(peak_limit_bytes, room_bytes)]
+        self._others += plans
+        fitting = [plan for plan in plans if plan.profile.peak_bytes <= peak_limit_bytes]
+        return min(fitting, key=lambda plan: plan.solution.time_us, default=None)
+
+    def _from_peaks(self, found: Planned) -> Candidate:
+        saved = found.choice.saved
+        solution = two_phase.evaluate(self.problem, [self._position[s] for s in sorted(saved)])
+        time_us = self._timing.time_us(found.backward_order, saved)
+        return Candidate(
+            saved,
+            replace(solution, time_us=time_us),
+            found.profile,
+            found.forward_order,
+            found.backward_order,
+        )
+
+    def _by_saved_bytes(
+        self, peak_limit_bytes: int, room_bytes: int, bound_us: float, best: Candidate | None
+    ) -> Candidate | None:
+        """The least time found by saving less, over ways of cutting the forward."""
         for forced in self._checkpoints:
-            roomiest = self.at_saved_bytes(room, forced)
+            roomiest = self.at_saved_bytes(room_bytes, forced)
             if roomiest is None or (best and roomiest.solution.bound_us >= best.solution.time_us):
                 continue
-            found = self._descend(peak_limit_bytes, room, forced)
+            enough_us = best.solution.time_us if best else inf
+            found = self._descend(peak_limit_bytes, room_bytes, forced, enough_us)
             if found is not None and (
                 best is None or found.solution.time_us < best.solution.time_us
             ):
                 best = found
             if best is not None and best.solution.time_us <= bound_us + self._gap_us:
                 break  # proven: no choice of segments does better
-        if best is None:
-            lowest = self.floor(default_saved_bytes)
-            best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
         return best
 
     @cached_property
@@ -132,13 +214,18 @@ class BudgetSearch:
         return list(dict.fromkeys(ladder))
 
     def _descend(
-        self, peak_limit_bytes: int, room_bytes: int, forced: frozenset[int]
+        self,
+        peak_limit_bytes: int,
+        room_bytes: int,
+        forced: frozenset[int],
+        enough_us: float = inf,
     ) -> Candidate | None:
-        """Save less and less until the simulated peak fits, then a little more again."""
+        """Save less and less until the simulated peak fits, then a little more again; None
+        where that takes no less than ``enough_us``."""
         too_much, saved_limit = None, room_bytes
         for _ in range(_STEPS):
             found = self.at_saved_bytes(saved_limit, forced)
-            if found is None:
+            if found is None or found.solution.bound_us >= enough_us:
                 return None
             excess = found.profile.peak_bytes - peak_limit_bytes
             if excess <= 0:
@@ -184,10 +271,16 @@ class BudgetSearch:
             needed = sum(self.step.storage_bytes[s] for s in forced)
             for share in _FLOOR_SHARES:
                 self.at_saved_bytes(needed + int(default_saved_bytes * share), forced)
-        found = [c for c in self._solved.values() if c is not None]
+        found = [*self._others, *(c for c in self._solved.values() if c is not None)]
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
         return min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
+
+    def least_saved(self, default_saved_bytes: int) -> Candidate:
+        """The plan found that saves the fewest bytes, whatever its peak."""
+        self.floor(default_saved_bytes)
+        found = [c for c in self._solved.values() if c is not None]
+        return min(found, key=lambda c: (c.profile.saved_bytes, c.profile.peak_bytes))
 
 
 def segment_boundaries(step: Step, segments: int, allowed: set[int]) -> frozenset[int]:

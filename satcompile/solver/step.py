@@ -1,18 +1,20 @@
 """A training step as numbers: the joint graph's operations, storages, and a plan's memory.
 
-Given which storages cross from forward to backward, everything else follows: what the
-forward computes, what the backward recomputes and when (each recomputation as late as its
-first reader allows), and with it the bytes alive at every position of the step.
+A plan is which storages cross from forward to backward, and the order in which either side
+runs its operations. An operation may stand several times in the backward's order: each time it
+makes new copies of its storages, readers read the latest copy, and a copy is freed after its
+last reader. ``forward_order`` and ``backward_order`` are the orders that follow from the saved
+storages alone, with one copy each and every recomputation as late as its first reader allows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from satcompile.solver.simulator import Computation, Profile, liveness_events, replay
+from satcompile.solver.simulator import Computation, Event, Profile, liveness_events, replay
 
 
 class Phase(Enum):
@@ -176,64 +178,147 @@ def simulate(step: Step, saved: Iterable[int]) -> StepProfile:
 def simulate_orders(
     step: Step, forward: Sequence[int], backward: Sequence[int], saved: Iterable[int]
 ) -> StepProfile:
-    """Bytes alive over the step when its operations run in the given orders."""
-    saved = frozenset(saved)
-    sizes: dict[Hashable, int] = dict(enumerate(step.storage_bytes))
-    kept = saved | step.outputs | step.transient_outputs
-    events = liveness_events(_computations(step, forward, kept), sizes, kept=kept)
-    forward_profile = replay(events, step.constant_bytes)
-    dropped = sum(sizes[s] for s in step.transient_outputs - step.outputs - saved)
-    start_bytes = forward_profile.end_bytes - dropped + sum(sizes[s] for s in step.tangents)
-    kept = step.outputs | step.gradients
-    events = liveness_events(
-        _computations(step, backward, kept),
-        sizes,
-        kept=kept,
-        initially_alive=sorted(saved | step.outputs | step.tangents),
-        never_reused=step.tangents,  # autograd's memory: generated code does not write to it
-    )
+    """Bytes alive over the step when its operations run in the given orders.
+
+    Operations may repeat: every appearance makes copies of its own, and what the user holds of
+    the forward's outputs is the forward's copy, which the backward may read.
+    """
+    saved, sizes = frozenset(saved), step.storage_bytes
+    forward_profile = replay(_forward_events(step, forward, saved), step.constant_bytes)
+    start_bytes = _start_of_backward(step, forward_profile, saved)
+    backward_profile = replay(_backward_events(step, backward, saved), start_bytes)
     return StepProfile(
-        forward_profile,
-        replay(events, start_bytes),
+        _named(forward_profile, step, forward),
+        _named(backward_profile, step, backward),
         sum(sizes[s] for s in saved - step.outputs),
     )
 
 
-def _computations(step: Step, order: Sequence[int], kept: AbstractSet[int]) -> list[Computation]:
-    """The order as kernels see it: a result that only fusible operations read, and that
+def loads(
+    step: Step, forward: Sequence[int], backward: Sequence[int], saved: Iterable[int]
+) -> tuple[list[int], list[int]]:
+    """Most bytes alive while each position of the two orders runs; 0 where it joins a kernel."""
+    saved = frozenset(saved)
+    events = _forward_events(step, forward, saved)
+    start_bytes = _start_of_backward(step, replay(events, step.constant_bytes), saved)
+    return (
+        _highest(events, step.constant_bytes, len(forward)),
+        _highest(_backward_events(step, backward, saved), start_bytes, len(backward)),
+    )
+
+
+def _highest(events: Iterable[Event], alive_bytes: int, positions: int) -> list[int]:
+    highest = [0] * positions
+    for event in events:
+        alive_bytes += event.num_bytes
+        if event.label:
+            position = int(event.label)
+            highest[position] = max(highest[position], alive_bytes)
+    return highest
+
+
+def _forward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
+    """Labelled with positions in the order."""
+    made = copies(step, order)
+    kept = made.latest_of(saved | step.outputs | step.transient_outputs)
+    return liveness_events(computations(step, made, kept), made.num_bytes(step), kept=kept)
+
+
+def _start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) -> int:
+    sizes = step.storage_bytes
+    dropped = sum(sizes[s] for s in step.transient_outputs - step.outputs - saved)
+    return forward.end_bytes - dropped + sum(sizes[s] for s in step.tangents)
+
+
+def _backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
+    """Labelled with positions in the order."""
+    made = copies(step, order)
+    kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients)
+    return liveness_events(
+        computations(step, made, kept),
+        made.num_bytes(step),
+        kept=kept,
+        initially_alive=[(s, 0) for s in sorted(saved | step.outputs | step.tangents)],
+        # Autograd's memory: generated code does not write to it.
+        never_reused=[(s, 0) for s in step.tangents],
+    )
+
+
+def _named(profile: Profile, step: Step, order: Sequence[int]) -> Profile:
+    label = profile.peak_label
+    return replace(profile, peak_label=step.operations[order[int(label)]].name if label else "")
+
+
+# A storage and which copy of it: 0 for what is there before the order begins.
+Copy = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """An order of operations in which every storage is written once: appearances of an
+    operation write copies, and what reads a storage reads its latest copy.
+
+    Attributes:
+        order: the operations.
+        reads, writes: of each position.
+        latest: copy of each storage at the end, for storages that the order writes.
+    """
+
+    order: Sequence[int]
+    reads: Sequence[tuple[Copy, ...]]
+    writes: Sequence[tuple[Copy, ...]]
+    latest: dict[int, int]
+
+    def latest_of(self, storages: Iterable[int]) -> set[Copy]:
+        return {(storage, self.latest.get(storage, 0)) for storage in storages}
+
+    def num_bytes(self, step: Step) -> dict[Hashable, int]:
+        found: dict[Hashable, int] = {(s, 0): n for s, n in enumerate(step.storage_bytes)}
+        for written in self.writes:
+            for copy in written:
+                found[copy] = step.storage_bytes[copy[0]]
+        return found
+
+
+def copies(step: Step, order: Sequence[int]) -> Copies:
+    """Number the copies that ``order`` makes, from 1 on."""
+    latest: dict[int, int] = {}
+    reads, writes = [], []
+    for index in order:
+        operation = step.operations[index]
+        reads.append(tuple((s, latest.get(s, 0)) for s in operation.reads))
+        for storage in operation.writes:
+            latest[storage] = latest.get(storage, 0) + 1
+        writes.append(tuple((s, latest[s]) for s in operation.writes))
+    return Copies(order, reads, writes, latest)
+
+
+def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Computation]:
+    """The order as kernels see it, labelled with positions: a result that only fusible operations read, and that
     nobody keeps, never reaches memory; its readers read what it was made from."""
-    operations = [step.operations[index] for index in order]
-    readers: dict[int, list[StepOperation]] = {}
-    for operation in operations:
-        for storage in operation.reads:
-            readers.setdefault(storage, []).append(operation)
-    inlined: dict[int, tuple[int, ...]] = {}
+    must_write: set[Copy] = set(kept)
+    for index, read in zip(made.order, made.reads, strict=True):
+        if not step.operations[index].fusible:
+            must_write.update(read)
+    inlined: dict[Copy, tuple[Copy, ...]] = {}
     computations = []
-    for operation in operations:
-        reads = tuple(
-            dict.fromkeys(
-                origin for storage in operation.reads for origin in inlined.get(storage, (storage,))
-            )
+    steps = zip(made.order, made.reads, made.writes, strict=True)
+    for position, (index, read, written) in enumerate(steps):
+        operation = step.operations[index]
+        sources = tuple(
+            dict.fromkeys(origin for copy in read for origin in inlined.get(copy, (copy,)))
         )
-        if _is_inlined(operation, readers, kept):
-            inlined[operation.writes[0]] = reads
+        can_inline = operation.fusible and not operation.reduces and len(written) == 1
+        if can_inline and written[0] not in must_write:
+            inlined[written[0]] = sources
             continue
         computations.append(
             Computation(
-                operation.name,
-                reads,
-                operation.writes,
+                str(position),
+                sources,
+                written,
                 operation.workspace_bytes,
                 in_place=operation.fusible and not operation.reduces,
             )
         )
     return computations
-
-
-def _is_inlined(
-    operation: StepOperation, readers: dict[int, list[StepOperation]], kept: AbstractSet[int]
-) -> bool:
-    if not operation.fusible or operation.reduces or len(operation.writes) != 1:
-        return False
-    storage = operation.writes[0]
-    return storage not in kept and all(reader.fusible for reader in readers.get(storage, ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,8 +32,7 @@ def graph(**changed) -> GraphReport:
         "resident": {"parameters": GIB, "inputs": MIB, "gradients": 0, "optimizer_state": 2 * GIB},
         "predicted_peak_bytes": 5 * GIB,
         "prediction": "generated code",
-        "default_peak_bytes": 8 * GIB,
-        "default_prediction": "simulation",
+        "_default": (8 * GIB - (3 * GIB + MIB), "simulation"),
         "saved_bytes": 700 * MIB,
         "forward_time_us": 2_000.0,
         "recompute_time_us": 100.0,
@@ -237,6 +237,12 @@ def test_other_endings_are_refused_by_name(tmp_path, name):
 # -- whose report ----------------------------------------------------------------------------
 
 
+def recorded(code, parameters=()) -> registry.GraphRecord:
+    record = registry.GraphRecord("a graph", code, parameters)
+    record.decided = SimpleNamespace(report=graph())
+    return record
+
+
 @pytest.fixture
 def empty_registry(monkeypatch):
     monkeypatch.setattr(registry, "_records", [])
@@ -259,7 +265,8 @@ def test_a_process_that_compiled_nothing_is_told_what_to_do():
     ("asked", "name"), [(never_compiled, "never_compiled"), (torch.nn.Linear(2, 2), "Linear")]
 )
 def test_what_was_never_compiled_is_named(asked, name):
-    registry.add(registry.GraphRecord(graph(), registry.report.__code__, []))
+    record = recorded(registry.report.__code__)
+    registry.add(record)
     with pytest.raises(NotCompiledError, match=name) as raised:
         registry.report(asked)
     assert "torch.compile(..., backend='sat')" in str(raised.value)
@@ -273,7 +280,7 @@ def test_not_compiled_is_a_lookup_error():
 @pytest.mark.usefixtures("empty_registry")
 def test_a_graph_belongs_to_every_module_that_it_was_called_with():
     one, two, other = (torch.nn.Linear(2, 2) for _ in range(3))
-    record = registry.GraphRecord(graph(), None, [0, 1])
+    record = recorded(None, [0, 1])
     registry.add(record)
     for module in (one, two):
         record.observe([module.weight, module.bias, torch.ones(2)])
@@ -284,7 +291,7 @@ def test_a_graph_belongs_to_every_module_that_it_was_called_with():
 
 @pytest.mark.usefixtures("empty_registry")
 def test_a_graph_belongs_to_the_function_of_its_code():
-    record = registry.GraphRecord(graph(), never_compiled.__code__, [])
+    record = recorded(never_compiled.__code__)
     registry.add(record)
     assert registry.report(never_compiled).graphs == [record.report]
     with pytest.raises(NotCompiledError):
@@ -293,7 +300,7 @@ def test_a_graph_belongs_to_the_function_of_its_code():
 
 @pytest.mark.usefixtures("empty_registry")
 def test_a_measured_step_is_noted_in_the_reports_of_what_ran_in_it():
-    ran, idle = (registry.GraphRecord(graph(), None, []) for _ in range(2))
+    ran, idle = (recorded(None) for _ in range(2))
     with registry.observing_steps() as steps:
         ran.observe([])
     steps.record(100)

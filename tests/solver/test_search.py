@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from satcompile.solver import two_phase
 from satcompile.solver.search import BudgetSearch, Candidate
-from satcompile.solver.step import Phase, Step, StepOperation, simulate
+from satcompile.solver.step import (
+    Phase,
+    Step,
+    StepOperation,
+    backward_order,
+    forward_order,
+    simulate,
+    simulate_orders,
+)
 
 few = settings(max_examples=60, deadline=None)
 EFFORT = 1_000
@@ -78,6 +86,12 @@ def search_of(made) -> BudgetSearch:
     return BudgetSearch(step, problem, choices, gap_us=0.0, effort=EFFORT)
 
 
+def candidate_of(step, solution, storages) -> Candidate:
+    forward, backward = forward_order(step, storages), backward_order(step, storages)
+    profile = simulate_orders(step, forward, backward, storages)
+    return Candidate(storages, solution, profile, tuple(forward), tuple(backward))
+
+
 def every_plan(made) -> list[Candidate]:
     step, problem, choices = made
     plans = []
@@ -85,7 +99,7 @@ def every_plan(made) -> list[Candidate]:
         for saved in combinations(range(len(choices)), count):
             storages = frozenset(choices[i] for i in saved)
             solution = two_phase.evaluate(problem, saved)
-            plans.append(Candidate(storages, solution, simulate(step, storages)))
+            plans.append(candidate_of(step, solution, storages))
     return plans
 
 

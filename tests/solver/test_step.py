@@ -13,6 +13,7 @@ from satcompile.solver.step import (
     backward_order,
     forward_order,
     simulate,
+    simulate_orders,
 )
 
 F, E, B = Phase.FORWARD, Phase.EITHER, Phase.BACKWARD
@@ -119,38 +120,85 @@ def test_recomputation_waits_for_its_first_reader(made):
         waiting = []
 
 
-def oracle_peaks(step, saved):
-    """Peaks of forward and backward, by what is alive at each position of the two orders."""
+def oracle_peaks(step, forward, backward, saved):
+    """Peaks of forward and backward, by which copies are alive at each position of the orders.
+
+    A copy is a storage and the position that makes it, -1 for what is there at the start.
+    """
     sizes = step.storage_bytes
 
-    def scan(order, alive_before, kept):
-        during = []
-        for position, index in enumerate(order):
-            born = set(alive_before).union(
-                *(step.operations[i].writes for i in order[: position + 1])
-            )
-            used = set().union(
-                *((*step.operations[i].reads, *step.operations[i].writes) for i in order[position:])
-            )
-            alive = born & (used | set(kept))
-            workspace_bytes = step.operations[index].workspace_bytes
-            during.append(sum(sizes[s] for s in alive) + workspace_bytes)
-        return during
+    def maker_of(order, storage, reader):
+        """The last position before ``reader`` that makes the storage."""
+        makes = (p for p in range(reader) if storage in step.operations[order[p]].writes)
+        return max(makes, default=-1)
 
-    handed_over = saved | step.outputs
-    forward = scan(forward_order(step, saved), (), handed_over | step.transient_outputs)
-    start = handed_over | step.tangents
-    backward = scan(backward_order(step, saved), start, step.outputs | step.gradients)
-    return max([0, *forward]), max([sum(sizes[s] for s in start), *backward])
+    def scan(order, start, kept):
+        copies = {(s, -1) for s in start}
+        copies |= {(s, p) for p, i in enumerate(order) for s in step.operations[i].writes}
+        during = [sum(sizes[s] for s in start)] if start else [0]
+        for now, index in enumerate(order):
+            alive = {
+                (s, made)
+                for s, made in copies
+                if made <= now
+                and (
+                    made == now
+                    or (s, made) in kept
+                    or any(
+                        s in step.operations[order[p]].reads and maker_of(order, s, p) == made
+                        for p in range(now, len(order))
+                    )
+                )
+            }
+            workspace_bytes = step.operations[index].workspace_bytes
+            during.append(sum(sizes[s] for s, _ in alive) + workspace_bytes)
+        return max(during)
+
+    def latest(order, storages):
+        return {(s, maker_of(order, s, len(order))) for s in storages}
+
+    kept = latest(forward, saved | step.outputs | step.transient_outputs)
+    start = saved | step.outputs | step.tangents
+    held = {(s, -1) for s in step.outputs} | latest(backward, step.gradients)
+    return scan(forward, (), kept), scan(backward, start, held)
+
+
+@st.composite
+def steps_with_orders(draw):
+    """A step, what it saves, and a backward that computes some of the forward several times."""
+    step, saved = draw(steps())
+    there = {s for s in range(len(step.storage_bytes)) if s not in step.makers()} | saved
+    backward = []
+    for index in backward_order(step, saved):
+        possible = [
+            i
+            for i, o in enumerate(step.operations)
+            if o.phase is not B and o.writes and set(o.reads) <= there
+        ]
+        again = draw(st.lists(st.sampled_from(possible), max_size=2)) if possible else []
+        backward += [*again, index]
+        there.update(s for i in backward for s in step.operations[i].writes)
+    return step, saved, backward
 
 
 @given(steps())
 def test_simulated_peaks_equal_those_of_scanning_both_orders(made):
     step, saved = made
     profile = simulate(step, saved)
-    assert (profile.forward.peak_bytes, profile.backward.peak_bytes) == oracle_peaks(step, saved)
-    assert profile.peak_bytes == max(oracle_peaks(step, saved))
+    orders = forward_order(step, saved), backward_order(step, saved)
+    oracle = oracle_peaks(step, *orders, saved)
+    assert (profile.forward.peak_bytes, profile.backward.peak_bytes) == oracle
+    assert profile.peak_bytes == max(oracle)
     assert profile.saved_bytes == sum(step.storage_bytes[s] for s in saved - step.outputs)
+
+
+@given(steps_with_orders())
+def test_copies_are_alive_from_their_making_to_their_last_reader(made):
+    step, saved, backward = made
+    forward = forward_order(step, saved)
+    profile = simulate_orders(step, forward, backward, saved)
+    oracle = oracle_peaks(step, forward, backward, saved)
+    assert (profile.forward.peak_bytes, profile.backward.peak_bytes) == oracle
 
 
 @given(steps())
@@ -220,6 +268,31 @@ def test_inlined_results_prolong_the_life_of_what_they_are_made_of():
     )
     # x, not y, is alive while the unrelated pair runs, until the loss reads it through y.
     assert simulate(longer, {X}).forward.peak_bytes == 200
+
+
+def test_a_copy_is_freed_before_the_next_one_is_made():
+    # The backward reads y at its start and at its end; between them, 200 bytes are in use.
+    first, wide, wide_read, last = 6, 7, 8, 9
+    step = Step(
+        [
+            StepOperation("product", (PARAMETER,), (Y,), F),
+            StepOperation("first", (TANGENT, Y), (first,), B),
+            StepOperation("wide", (first,), (wide,), B),
+            StepOperation("wide read", (wide,), (wide_read,), B),
+            StepOperation("last", (wide_read, Y), (last,), B),
+        ],
+        [*SIZES, 4, 200, 4, 4],
+        outputs=frozenset(),
+        transient_outputs=frozenset(),
+        gradients=frozenset([last]),
+        tangents=frozenset([TANGENT]),
+    )
+
+    def peak(order):
+        return simulate_orders(step, [], order, ()).backward.peak_bytes
+
+    assert peak([0, 1, 2, 3, 4]) == 100 + 4 + 200
+    assert peak([0, 1, 2, 3, 0, 4]) == 4 + 200
 
 
 def test_a_reduction_is_never_inlined_nor_done_in_place():

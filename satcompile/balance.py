@@ -1,0 +1,129 @@
+"""Several graphs under one budget: how much each may keep for its backward.
+
+Each graph keeps the same share of what it could save, between its lowest plan and torch's
+own, and the share is the largest at which the whole step fits by simulation; generated code
+has the last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from satcompile.compilation import FloorExceeded, Planned
+from satcompile.residency import Residency
+from satcompile.steps import Room, Share, step_peak_bytes
+
+_LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
+_TRIES = 3  # of compilations, before the lowest plans are taken
+_MARGIN = 0.02  # the simulation is that close to generated code
+
+
+@dataclass(frozen=True)
+class Together:
+    """Plans made for a step, as the shares of its calls."""
+
+    shares: list[Share]
+
+    @property
+    def peak_bytes(self) -> int:
+        return step_peak_bytes(self.shares)
+
+
+def plan_together(
+    graphs: Sequence[Any],
+    sizes: Sequence[tuple[int, ...]],
+    residencies: Sequence[Residency],
+    limit_bytes: int,
+) -> Together:
+    """Give every graph a plan, so that the step of these calls fits ``limit_bytes``.
+
+    Args:
+        graphs: ``BoundGraph`` of each call, in the order of their forwards; one may stand
+            several times, and has one plan for all of its calls.
+        sizes, residencies: of each call.
+        limit_bytes: for the whole step, with what is resident.
+
+    Returns:
+        The shares as generated; those of the lowest step found where nothing fits.
+    """
+    simulated = {
+        share_of_room: [
+            _simulated(graph, residency, share_of_room)
+            for graph, residency in zip(graphs, residencies, strict=True)
+        ]
+        for share_of_room in _LADDER
+    }
+    peaks = {rung: step_peak_bytes(shares) for rung, shares in simulated.items()}
+    fitting = [rung for rung in _LADDER if peaks[rung] <= limit_bytes * (1 - _MARGIN)]
+    lowest = min(_LADDER, key=lambda rung: peaks[rung])
+    for rung in [*fitting[:_TRIES], lowest]:
+        last_resort = rung == lowest
+        try:
+            found = _generate(
+                graphs, sizes, residencies, simulated[rung], limit_bytes, rung, last_resort
+            )
+        except FloorExceeded:
+            continue
+        if found.peak_bytes <= limit_bytes or last_resort:
+            return found
+    raise AssertionError("the last resort returns")
+
+
+def _generate(
+    graphs: Sequence[Any],
+    sizes: Sequence[tuple[int, ...]],
+    residencies: Sequence[Residency],
+    simulated: Sequence[Share],
+    limit_bytes: int,
+    share_of_room: float,
+    may_exceed: bool,
+) -> Together:
+    plans: dict[int, Planned] = {}
+    for position, graph in enumerate(graphs):
+        if id(graph) in plans:
+            continue
+        left_bytes = min(
+            Room(
+                tuple(simulated[:k]), tuple(simulated[k + 1 :]), residencies[k], limit_bytes, 0
+            ).left_bytes
+            for k, other in enumerate(graphs)
+            if other is graph
+        )  # fmt: skip
+        plans[id(graph)] = graph.compilation.within(
+            left_bytes,
+            sizes[position],
+            saved_limit_bytes=_saved_limit(graph, share_of_room),
+            lowest_may_exceed=may_exceed,
+        )
+    shares = []
+    for graph, call_sizes, residency in zip(graphs, sizes, residencies, strict=True):
+        planned = plans[id(graph)]
+        walk = planned.walk_at(graph.compilation.symbols, call_sizes)
+        if walk is None:
+            raise FloorExceeded(planned.attempt)
+        shares.append(Share.of(residency, walk))
+    for graph in graphs:
+        graph.replace_plans(plans[id(graph)])
+    return Together(shares)
+
+
+def _saved_limit(graph: Any, share_of_room: float) -> int:
+    """Bytes that a graph may save at a share of its room."""
+    attempt = graph.plans[0].attempt
+    most_bytes = attempt.outcome.plan.default_profile.saved_bytes
+    least_bytes = attempt.search.least_saved(most_bytes).profile.saved_bytes
+    return least_bytes + int(share_of_room * max(0, most_bytes - least_bytes))
+
+
+def _simulated(graph: Any, residency: Residency, share_of_room: float) -> Share:
+    attempt = graph.plans[0].attempt
+    found = attempt.search.at_saved_bytes(_saved_limit(graph, share_of_room))
+    profile = attempt.outcome.plan.default_profile if found is None else found.profile
+    return replace(
+        Share.of(residency, attempt.walk),
+        forward_bytes=profile.forward.peak_bytes,
+        backward_bytes=profile.backward.peak_bytes,
+        held_bytes=profile.forward.end_bytes,
+    )

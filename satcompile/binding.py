@@ -1,0 +1,333 @@
+"""A compiled graph as Dynamo calls it: with each call's tensors, within the budget.
+
+What a plan was made for may change while training goes on: sizes grow, gradients are left
+set, an optimizer appears, other graphs hold memory. Each call is looked at before it
+allocates anything. While nothing changed, that is a lookup; otherwise another plan that fits
+is taken, or a new one made, or a ``BudgetError`` raised.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from satcompile import balance
+from satcompile.compilation import Compilation, FloorExceeded, Planned, Sizes, over_budget
+from satcompile.errors import BudgetError
+from satcompile.report.data import GraphReport
+from satcompile.report.graph import graph_report
+from satcompile.report.registry import GraphRecord
+from satcompile.report.terminal import format_bytes
+from satcompile.residency import (
+    Residency,
+    gradient_bytes,
+    measure_residency,
+    optimizer_changes,
+    watch_optimizers,
+)
+from satcompile.steps import STEPS, Call, Room, Share, Step, resident_bytes, step_peak_bytes
+from satcompile.torch_compat import planning_for
+
+log = logging.getLogger("satcompile")
+
+_MOST_CHOICES = 1_000  # remembered; sizes that never come again would pile up
+
+
+@dataclass
+class _Choice:
+    """What was decided for a call, to be found again while nothing has changed."""
+
+    planned: Planned
+    share: Share | None = None
+    counted: frozenset[Any] = frozenset()
+    make_report: Callable[[], GraphReport] | None = None
+
+    @cached_property
+    def report(self) -> GraphReport | None:
+        """Made when somebody asks: there may be thousands of choices."""
+        return None if self.make_report is None else self.make_report()
+
+
+class UnlimitedGraph:
+    """Without a budget there is nothing to watch."""
+
+    def __init__(self, planned: Planned, record: GraphRecord, residency: Residency) -> None:
+        self._compiled, self._record = planned.compiled, record
+        attempt = planned.attempt
+        own = (attempt.step_peak_bytes, "generated code" if attempt.walk else "simulation")
+        report = partial(
+            graph_report,
+            record.name, attempt, attempt.walk, planned.rounds, residency, None, lambda: own,
+        )  # fmt: skip
+        record.decided = _Choice(planned, make_report=report)
+
+    def __call__(self, *args: Any) -> Any:
+        self._record.observe(args)
+        return self._compiled(*args)
+
+
+class BoundGraph:
+    """A graph under a budget, with the plans that were made for it."""
+
+    def __init__(
+        self, compilation: Compilation, inputs: Sequence[Any], record: GraphRecord
+    ) -> None:
+        assert compilation.options.memory_budget is not None
+        self.compilation, self.record = compilation, record
+        self._asked = compilation.options.memory_budget
+        self.plans: list[Planned] = []
+        self.last_step: Step | None = None
+        self._choices: dict[Any, _Choice] = {}
+        self._budgets: dict[Sizes, int | None] = {}
+        self._trained = [
+            position
+            for position, value in enumerate(inputs)
+            if isinstance(value, torch.nn.Parameter) and value.requires_grad
+        ]
+        watch_optimizers()
+
+    def is_of_same_code(self, other: BoundGraph) -> bool:
+        code = other.record.code
+        return self is other or (code is not None and self.record.is_of(code))
+
+    # -- a call ----------------------------------------------------------------------------
+
+    def first_plan(self, inputs: Sequence[Any]) -> Planned:
+        """Plan for the call that Dynamo compiles for."""
+        call = STEPS.begin(self, inputs)
+        try:
+            return self._choice(call, inputs, inputs).planned
+        finally:
+            STEPS.failed(call)  # it runs, and is counted, when Dynamo calls us
+
+    def __call__(self, *args: Any) -> Any:
+        call = STEPS.begin(self, args)
+        try:
+            choice = self._choice(call, args)
+            call.share, call.counted = choice.share, choice.counted
+            self.record.decided = choice
+            self.record.observe(args)
+            results = choice.planned.compiled(*args)
+        except BaseException:
+            STEPS.failed(call)
+            raise
+        STEPS.opened(call, results)
+        return results
+
+    def _choice(
+        self, call: Call, args: Sequence[Any], example_inputs: Sequence[Any] | None = None
+    ) -> _Choice:
+        if example_inputs is None:
+            call.sizes = tuple(int(args[position]) for position in self.compilation.symbols)
+        else:
+            call.sizes = self.compilation.first_sizes
+        trained = [args[position] for position in self._trained]
+        ends = (id(trained[0]), id(trained[-1])) if trained else ()
+        earlier, later = call.earlier_shares(), call.later_shares()
+        set_bytes = gradient_bytes(trained)
+        key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes())
+        if key not in self._choices:
+            if len(self._choices) >= _MOST_CHOICES:
+                self._choices.clear()
+            self._choices[key] = self._choose(call, args, earlier, later, example_inputs)
+        return self._choices[key]
+
+    # -- a decision ------------------------------------------------------------------------
+
+    def _choose(
+        self,
+        call: Call,
+        args: Sequence[Any],
+        earlier: tuple[Share, ...],
+        later: tuple[Share, ...],
+        example_inputs: Sequence[Any] | None,
+    ) -> _Choice:
+        before = call.step.calls[: call.position]
+        seen = {key for other in before for key in (*other.counted, *other.outputs)}
+        known = set(seen)
+        residency = measure_residency(args, known)
+        budget_bytes = self._budget(call.sizes, residency, example_inputs)
+        if budget_bytes is None:  # a share of the default's peak, where there is no backward
+            return _Choice(self.compilation.without_budget(args))
+        if self._asked.share is not None:
+            earlier = later = ()  # each graph has its own default
+        room = Room(earlier, later, residency, budget_bytes, self.compilation.options.reserve)
+        planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
+        if planned is None:
+            planned = self._plan(call, room, example_inputs)
+        walk = planned.walk_at(self.compilation.symbols, call.sizes)
+        share = Share.of(residency, walk) if walk is not None else None
+        choice = _Choice(planned, share, frozenset(known - seen))
+        if planned.attempt.is_training:
+            choice.make_report = partial(self._report, call, planned, room, share)
+            self.record.decided = choice
+        return choice
+
+    def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
+        walk = planned.walk_at(self.compilation.symbols, sizes)
+        if walk is None:
+            simulated_bytes = planned.attempt.step_peak_bytes
+            at_its_sizes = sizes == planned.sizes and planned.attempt.walk is None
+            return at_its_sizes and simulated_bytes <= room.left_bytes
+        return room.peak_bytes_with(Share.of(room.residency, walk)) <= room.limit_bytes
+
+    def _budget(
+        self, sizes: Sizes, residency: Residency, example_inputs: Sequence[Any] | None
+    ) -> int | None:
+        # What was free is asked once, before we take it; a share is of the default's peak at
+        # these sizes.
+        key = sizes if self._asked.share is not None else ()
+        if key not in self._budgets:
+            self._budgets[key] = self.compilation.budget_bytes(residency, sizes, example_inputs)
+        return self._budgets[key]
+
+    def _plan(self, call: Call, room: Room, example_inputs: Sequence[Any] | None) -> Planned:
+        if example_inputs is None:
+            self._announce(call, room)
+        if room.later and call.position == 0:
+            return self._plan_whole_step(call, room)
+        try:
+            planned = self.compilation.within(
+                room.left_bytes, call.sizes, example_inputs, lowest_may_exceed=call.is_provisional
+            )
+        except FloorExceeded as found:
+            raise over_budget(
+                found.attempt, room.residency, room.outside_bytes, self.compilation.options,
+                room.budget_bytes, self._situation(call, room),
+            ) from None  # fmt: skip
+        if not planned.holds_at(self.compilation.symbols, call.sizes):
+            raise self._no_other_plan(call, room)
+        self.add(planned)
+        return planned
+
+    def _plan_whole_step(self, call: Call, room: Room) -> Planned:
+        """All graphs of the step that this call begins, so that the whole fits."""
+        last = call.last_step
+        assert last is not None
+        graphs = [call.graph, *(other.graph for other in last.calls[1:])]
+        sizes = [call.sizes, *(other.sizes for other in last.calls[1:])]
+        residencies = [room.residency, *(share.residency for share in room.later)]
+        found = balance.plan_together(graphs, sizes, residencies, room.limit_bytes)
+        for other, share in zip(last.calls, found.shares, strict=True):
+            other.share = share
+        if found.peak_bytes > room.limit_bytes:
+            floor_bytes = found.peak_bytes + room.reserve_bytes
+            raise BudgetError(
+                f"memory_budget {self._asked.text!r} "
+                f"({format_bytes(room.budget_bytes)}) is below the floor of "
+                f"{format_bytes(floor_bytes)} ({floor_bytes} bytes) of a step of {len(graphs)} "
+                "compiled graphs (graph breaks). Raise the budget to the floor or above, lower the "
+                "batch size or sequence length, or remove the graph breaks, so that one plan "
+                "covers the whole step.",
+                budget_bytes=room.budget_bytes, floor_bytes=floor_bytes, floor_op=self.name,
+            )  # fmt: skip
+        room.later = tuple(found.shares[1:])
+        return self.plans[0]
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    def _situation(self, call: Call, room: Room) -> str:
+        found = f" at sizes {call.sizes}" if call.sizes and self.plans else ""
+        if room.residency.gradients:
+            found += ", with gradients that are still set"
+        return found
+
+    def _announce(self, call: Call, room: Room) -> None:
+        if not self.compilation.can_plan_again:
+            raise self._no_other_plan(call, room)
+        log.info("planning anew for %s", self._describe(call, room))
+
+    def _describe(self, call: Call, room: Room) -> str:
+        return (
+            f"{self.name} at sizes {call.sizes}, {format_bytes(room.residency.total_bytes)} "
+            f"resident, {format_bytes(room.outside_bytes)} of other graphs"
+        )
+
+    def _no_other_plan(self, call: Call, room: Room) -> BudgetError:
+        return BudgetError(
+            f"No plan was made for {self._describe(call, room)}, and code generated for other "
+            "sizes cannot be used for these. Compile with dynamic=False to have a plan for each "
+            "size, or call torch.compiler.reset() and begin with the largest inputs and after the "
+            "optimizer is made.",
+            budget_bytes=room.budget_bytes, floor_bytes=room.budget_bytes, floor_op="",
+        )  # fmt: skip
+
+    def add(self, planned: Planned) -> None:
+        """Another plan to choose from; the fastest that fits is taken."""
+        planned.attempt.on_backward = self._backward_begins
+        self.plans.append(planned)
+        self.plans.sort(key=lambda p: p.attempt.relative_time)
+
+    def replace_plans(self, planned: Planned) -> None:
+        """The only plan from now on."""
+        self.plans.clear()
+        self._choices.clear()
+        self.add(planned)
+
+    def _backward_begins(self) -> None:
+        STEPS.backward_begins(self)
+
+    # -- the report ------------------------------------------------------------------------
+
+    def _report(self, call: Call, planned: Planned, room: Room, share: Share | None) -> GraphReport:
+        compilation, sizes = self.compilation, call.sizes
+        shares = [*room.earlier, *([share] if share else []), *room.later]
+        several = len(shares) > 1
+
+        def default() -> tuple[int, str]:
+            if several:
+                return _default_of_whole_step(call, room)
+            return compilation.default_peak_bytes(sizes, planned.attempt)
+
+        with planning_for(compilation.values(sizes)):  # shapes as they are now
+            report = graph_report(
+                self.name, planned.attempt, planned.walk_at(compilation.symbols, sizes),
+                planned.rounds, room.residency, room.budget_bytes, default,
+            )  # fmt: skip
+        if several:
+            _count_whole_step(report, shares, len(room.earlier))
+        return report
+
+    def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
+        """What a call would add to its step by torch's own plan."""
+        walk = self.compilation.default_walk(sizes, self.plans[0].attempt)
+        return None if walk is None else Share.of(residency, walk)
+
+
+def _default_of_whole_step(call: Call, room: Room) -> tuple[int, str]:
+    """Bytes allocated at the peak of a step of which every graph has torch's own plan."""
+    last = call.last_step
+    calls = [*call.step.calls[: call.position], call]
+    calls += last.calls[call.position + 1 :] if last is not None else []
+    residencies = [s.residency for s in room.earlier]
+    residencies += [room.residency, *(s.residency for s in room.later)]
+    shares = [
+        other.graph.default_share(other.sizes, residency)
+        for other, residency in zip(calls, residencies, strict=False)
+    ]
+    known = [share for share in shares if share is not None]
+    how = "generated code" if len(known) == len(shares) else "simulation"
+    return step_peak_bytes(known) - resident_bytes(known), how
+
+
+def _count_whole_step(report: GraphReport, shares: Sequence[Share], position: int) -> None:
+    """Where a step has several graphs, its report speaks of the step."""
+    own_bytes = report.predicted_peak_bytes - report.resident_bytes
+    report.resident = {
+        kind: sum(getattr(share.residency, kind) for share in shares)
+        for kind in ("parameters", "gradients", "optimizer_state")
+    } | {"inputs": shares[0].residency.inputs}
+    report.predicted_peak_bytes = step_peak_bytes(shares)
+    report.beside_bytes = max(0, report.predicted_peak_bytes - report.resident_bytes - own_bytes)
+    report.notes.append(
+        f"graph {position + 1} of a step of {len(shares)} compiled graphs (graph breaks): resident, "
+        "predicted and default bytes are the whole step's; the budget holds for the whole from the "
+        "second step on"
+    )

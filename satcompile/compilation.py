@@ -1,0 +1,369 @@
+"""One graph of Dynamo's, compiled as often as its plans ask for.
+
+A first plan is made when Dynamo hands the graph over. Later ones are made while training goes
+on, for sizes, gradients or neighbours that the first could not know: what surrounded the
+graph in Dynamo is kept for that, its inputs as fake tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from satcompile.errors import BudgetError
+from satcompile.generated_code import StepWalk, UnreadableCode, walk_step
+from satcompile.inductor import Attempt, CodeOnly, OverLimit, graph_device
+from satcompile.options import Options
+from satcompile.report.rows import module_path
+from satcompile.report.terminal import format_bytes
+from satcompile.residency import Residency
+from satcompile.torch_compat import (
+    CompilationContext,
+    planning_for,
+    size_expression,
+    size_hint,
+)
+
+log = logging.getLogger("satcompile")
+
+_ROUNDS = 4  # of tightening; the last one takes the plan with the lowest peak
+_MARGIN = 0.02  # of the first round's limit: the simulation is that close to generated code
+_WALKS = 4  # kept per plan: their events are many
+_AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
+
+Sizes = tuple[int, ...]
+
+
+@dataclass
+class Planned:
+    """A compiled plan, and the sizes for which it holds.
+
+    Attributes:
+        attempt: what is known of it.
+        compiled: what runs it.
+        rounds: compilations until its code was within the limit.
+        sizes: for which it was made, in the order of the graph's symbolic inputs.
+        conditions: on symbols, which Dynamo does not check because they came up later.
+    """
+
+    attempt: Attempt
+    compiled: Any
+    rounds: int
+    sizes: Sizes
+    conditions: Sequence[Any] = ()
+    _walks: dict[Sizes, StepWalk | None] = field(default_factory=dict)
+
+    def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
+        """The step's allocations at given sizes; None where the code cannot be followed or does
+        not hold."""
+        if not self.holds_at(symbols, sizes):
+            return None
+        if sizes == self.sizes:
+            return self.attempt.walk
+        if sizes not in self._walks:
+            if len(self._walks) >= _WALKS:
+                del self._walks[next(iter(self._walks))]
+            values = dict(zip(symbols.values(), sizes, strict=True))
+            self._walks[sizes] = self._walk(values)
+        return self._walks[sizes]
+
+    def holds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> bool:
+        """Whether the conditions that Dynamo does not check are true at these sizes."""
+        values = dict(zip(symbols.values(), sizes, strict=True))
+        return all(bool(condition.subs(values) == sympy.true) for condition in self.conditions)
+
+    def _walk(self, values: Mapping[Any, int]) -> StepWalk | None:
+        attempt = self.attempt
+        if attempt.walk is None:
+            return None
+        assert attempt.forward is not None and attempt.backward is not None
+        try:
+            return walk_step(
+                attempt.forward.at_sizes(values),
+                attempt.backward.at_sizes(values),
+                attempt.num_outputs,
+                attempt.transient_outputs,
+                attempt.leaf_gradients,
+            )
+        except UnreadableCode:
+            return None
+
+
+class Compilation:
+    """What is needed to plan one graph, now and later."""
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+        self.options = options
+        self.symbols: dict[int, Any] = {
+            position: size_expression(value)
+            for position, value in enumerate(example_inputs)
+            if isinstance(value, torch.SymInt)
+        }
+        self.first_sizes: Sizes = tuple(size_hint(example_inputs[i]) for i in self.symbols)
+        self.device = graph_device(gm)
+        self._leaves = frozenset(
+            position
+            for position, value in enumerate(example_inputs)
+            if isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad
+        )
+        # Compiling rewrites a graph: this one stays as it came, copies are compiled.
+        self._gm = gm
+        self._context = CompilationContext()
+        self._inputs = self._context.fake_inputs(example_inputs)
+        self._default: Planned | None = None
+
+    # -- plans -----------------------------------------------------------------------------
+
+    def without_budget(self, example_inputs: Sequence[Any]) -> Planned:
+        """Torch's own plan."""
+        attempt = self._attempt()
+        compiled = attempt.compile(self._gm, example_inputs)
+        return Planned(attempt, compiled, 1, ())
+
+    def within(
+        self,
+        accept_bytes: int,
+        sizes: Sizes,
+        example_inputs: Sequence[Any] | None = None,
+        saved_limit_bytes: int | None = None,
+        lowest_may_exceed: bool = False,
+    ) -> Planned:
+        """Compile until what the generated code allocates is within ``accept_bytes``.
+
+        Each round tightens the limit of the simulated peak by what the code was over; the
+        last takes the plan with the lowest peak.
+
+        Args:
+            accept_bytes: for all that the graph's forward and backward allocate.
+            sizes: of the graph's symbolic inputs.
+            example_inputs: of Dynamo's call; None later, when the graph is planned anew.
+            saved_limit_bytes: for what is kept from forward to backward; None for no limit.
+            lowest_may_exceed: where no plan fits, return the lowest one instead of raising.
+
+        Raises:
+            FloorExceeded: no plan fits.
+        """
+        if example_inputs is not None:
+            return self._rounds(
+                accept_bytes, sizes, example_inputs, saved_limit_bytes, lowest_may_exceed
+            )
+        assert self._inputs is not None
+        with self._context.entered() as conditions, planning_for(self.values(sizes)):
+            planned = self._rounds(
+                accept_bytes, sizes, self._inputs, saved_limit_bytes, lowest_may_exceed
+            )
+        planned.conditions = tuple(conditions)
+        return planned
+
+    @property
+    def can_plan_again(self) -> bool:
+        """Whether enough was kept of Dynamo's call."""
+        return self._inputs is not None
+
+    def _rounds(
+        self,
+        accept_bytes: int,
+        sizes: Sizes,
+        inputs: Sequence[Any],
+        saved_limit_bytes: int | None,
+        lowest_may_exceed: bool,
+    ) -> Planned:
+        limit = accept_bytes - int(_MARGIN * max(accept_bytes, 0))
+        lowest, rounds = accept_bytes <= 0, 0
+        while True:
+            rounds += 1
+            lowest = lowest or rounds >= _ROUNDS
+            attempt = self._attempt(
+                limit_bytes=max(limit, 0),
+                accept_bytes=None if lowest and lowest_may_exceed else accept_bytes,
+                saved_limit_bytes=saved_limit_bytes,
+                lowest_peak=lowest,
+                dry=accept_bytes <= 0 and not lowest_may_exceed,
+            )
+            compiled = _try(attempt, self._gm, inputs)
+            fits = not attempt.is_training or attempt.step_peak_bytes <= accept_bytes
+            if compiled is not None and (fits or (lowest and lowest_may_exceed)):
+                return Planned(attempt, compiled, rounds, sizes)
+            if not attempt.is_training:
+                # No backward: nothing was planned, and a dry attempt has nothing to run.
+                return Planned(attempt, compiled, rounds, sizes)
+            if lowest:
+                raise FloorExceeded(attempt)
+            assert attempt.outcome is not None
+            over = attempt.step_peak_bytes - accept_bytes
+            log.info("round %d: generated code is %s over", rounds, format_bytes(over))
+            lowest = attempt.outcome.plan.profile.peak_bytes > limit
+            limit -= max(over, 1)
+
+    def _attempt(self, **settings: Any) -> Attempt:
+        return Attempt(self.options, leaf_gradients=self._leaves, **settings)
+
+    def values(self, sizes: Sizes) -> dict[Any, int]:
+        """The graph's symbols at given sizes of its symbolic inputs."""
+        pairs = zip(self.symbols.values(), sizes, strict=True)
+        return {symbol: size for symbol, size in pairs if getattr(symbol, "is_Symbol", False)}
+
+    # -- the default's own plan --------------------------------------------------------------
+
+    def default_peak_bytes(self, sizes: Sizes, attempt: Attempt) -> tuple[int, str]:
+        """What a step of torch's own plan allocates at its peak, and how that is known."""
+        assert attempt.outcome is not None
+        walk = self.default_walk(sizes, attempt)
+        if walk is not None:
+            return walk.peak_bytes, "generated code"
+        return attempt.outcome.plan.default_profile.peak_bytes, "simulation"
+
+    def default_walk(self, sizes: Sizes, attempt: Attempt) -> StepWalk | None:
+        """Allocations of torch's own plan, whose code is generated for that and not compiled
+        (unless ``attempt`` is that plan); None where that code cannot be had."""
+        assert attempt.outcome is not None
+        if attempt.outcome.plan.is_default:
+            return Planned(attempt, None, 1, self.first_sizes).walk_at(self.symbols, sizes)
+        if self._default is None and not self.can_plan_again:
+            return None
+        return self._code_of_default().walk_at(self.symbols, sizes)
+
+    def _code_of_default(self, example_inputs: Sequence[Any] | None = None) -> Planned:
+        if self._default is None:
+            attempt = self._attempt(dry=True)
+            self._default = Planned(attempt, None, 1, self.first_sizes)
+            if example_inputs is not None:
+                _try(attempt, self._gm, example_inputs)
+            else:
+                assert self._inputs is not None
+                with self._context.entered():
+                    _try(attempt, self._gm, self._inputs)
+        return self._default
+
+    # -- the budget --------------------------------------------------------------------------
+
+    def budget_bytes(
+        self, residency: Residency, sizes: Sizes, example_inputs: Sequence[Any] | None
+    ) -> int | None:
+        """The budget as a number, for a step that is about to run; None for a share of the
+        default's peak where there is no backward to plan."""
+        asked = self.options.memory_budget
+        assert asked is not None
+        if asked.num_bytes is not None:
+            return asked.num_bytes
+        if asked.auto:
+            return residency.total_bytes + int(_free_bytes(self.device) * (1 - _AUTO_MARGIN))
+        assert asked.share is not None
+        default = self._code_of_default(example_inputs)
+        if not default.attempt.is_training:
+            return None
+        walk = default.walk_at(self.symbols, sizes)
+        peak_bytes = walk.peak_bytes if walk is not None else default.attempt.step_peak_bytes
+        return int(asked.share * (residency.total_bytes + peak_bytes))
+
+
+class FloorExceeded(Exception):
+    """No plan fits; carries the lowest one. The caller knows what surrounds it."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__()
+        self.attempt = attempt
+
+
+def _try(attempt: Attempt, gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+    """The compiled callable, or None where the attempt ended early."""
+    try:
+        return attempt.compile(copy.deepcopy(gm), inputs)
+    except (OverLimit, CodeOnly):
+        return None
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free memory of the device. On the CPU, physical memory that is not in use at all."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- what stands in a BudgetError ------------------------------------------------------------
+
+
+def over_budget(
+    attempt: Attempt,
+    residency: Residency,
+    outside_bytes: int,
+    options: Options,
+    budget_bytes: int,
+    situation: str = "",
+) -> BudgetError:
+    """The error for a budget below the peak of the lowest plan, with where its bytes go."""
+    assert options.memory_budget is not None
+    step_kinds, where = _step_by_kind(attempt)
+    kinds = {
+        "parameters": residency.parameters,
+        "gradients": residency.gradients + step_kinds.pop("gradients", 0),
+        "optimizer state": residency.optimizer_state,
+        "inputs": residency.inputs,
+        "outputs": step_kinds.pop("outputs", 0),
+        "saved for backward": step_kinds.pop("saved for backward", 0),
+        "temporaries": sum(step_kinds.values()),
+        "other graphs of the step": outside_bytes,
+        "reserve": options.reserve,
+    }
+    floor_bytes = sum(kinds.values())
+    parts = ", ".join(f"{format_bytes(v)} {k}" for k, v in kinds.items() if v)
+    return BudgetError(
+        f"memory_budget {options.memory_budget.text!r} ({format_bytes(budget_bytes)}) is below "
+        f"the floor of {format_bytes(floor_bytes)} ({floor_bytes} bytes){situation}. At the floor's "
+        f"peak, which lies at {where}: {parts}. {_what_helps(kinds)}",
+        budget_bytes=budget_bytes,
+        floor_bytes=floor_bytes,
+        floor_op=where,
+        breakdown=kinds,
+    )
+
+
+def _step_by_kind(attempt: Attempt) -> tuple[dict[str, int], str]:
+    if attempt.walk is None:
+        assert attempt.outcome is not None
+        profile = attempt.outcome.plan.profile
+        return {"temporaries": profile.peak_bytes}, _describe(attempt, profile.peak_label)
+    kinds, buffer, in_backward = attempt.walk.at_peak()
+    return kinds, _describe(attempt, attempt.origins.get(in_backward, {}).get(buffer, buffer))
+
+
+_HELP = {
+    "parameters": "keep parameters in a smaller dtype, or freeze and shard some of them",
+    "gradients": "train fewer parameters (LoRA, frozen layers) or keep them in a smaller dtype, and "
+    "set gradients to None between steps",
+    "optimizer state": "take an optimizer with less state",
+    "inputs": "lower the batch size or sequence length",
+    "outputs": "lower the batch size or sequence length, or return less from the compiled model "
+    "(the loss without the logits)",
+    "saved for backward": "lower the batch size or sequence length",
+    "temporaries": "lower the batch size or sequence length",
+    "other graphs of the step": "remove the graph breaks, so that one plan covers the whole step",
+    "reserve": "lower the option 'reserve'",
+}
+
+
+def _what_helps(kinds: Mapping[str, int]) -> str:
+    """Advice for the kinds that weigh most."""
+    heaviest = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: -kinds[kind])[:2]
+    advice = list(dict.fromkeys(_HELP[kind] for kind in heaviest))
+    return f"Raise the budget to the floor or above; or {'; or '.join(advice)}."
+
+
+def _describe(attempt: Attempt, name: str) -> str:
+    """A node as users know it: operation and module."""
+    assert attempt.problem is not None
+    for node in attempt.problem.graph.graph.nodes:
+        if node.name == name:
+            module = module_path(node)
+            return f"{name} ({node.target}){f' in {module}' if module else ''}"
+    return name or "the start of the step"

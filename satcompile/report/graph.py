@@ -1,0 +1,69 @@
+"""A graph's report, made of what its compilation found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from satcompile.generated_code import StepWalk
+from satcompile.inductor import Attempt
+from satcompile.report.data import GraphReport, PassRow
+from satcompile.report.rows import recomputed_rows, saved_rows
+from satcompile.residency import Residency
+
+
+def graph_report(
+    name: str,
+    attempt: Attempt,
+    walk: StepWalk | None,
+    rounds: int,
+    residency: Residency,
+    budget_bytes: int | None,
+    default: Callable[[], tuple[int, str]],
+) -> GraphReport:
+    """What was decided in ``attempt``.
+
+    Args:
+        name: of the graph.
+        attempt: the compilation that is in use.
+        walk: allocations of its code at the sizes in question; None where that is unreadable.
+        rounds: compilations that it took.
+        residency: what is alive before the graph's step.
+        budget_bytes: what was asked, as a number; None without a budget.
+        default: bytes that a step of torch's own plan allocates, and how that is known; called
+            when somebody asks.
+    """
+    assert attempt.outcome is not None and attempt.problem is not None
+    step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
+    plan, problem = attempt.outcome.plan, attempt.problem
+    forward_us = problem.forward_time_us
+    # What the simulation did not see in this plan, it will not have seen in the lowest one.
+    unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
+    notes = list(residency.notes)
+    if attempt.unreadable:
+        notes.append(f"the generated code could not be followed: {attempt.unreadable}")
+    most = plan.default_profile.saved_bytes
+    return GraphReport(
+        name=name,
+        budget_bytes=budget_bytes,
+        reserve_bytes=attempt.options.reserve,
+        resident={
+            "parameters": residency.parameters,
+            "inputs": residency.inputs,
+            "gradients": residency.gradients,
+            "optimizer_state": residency.optimizer_state,
+        },
+        predicted_peak_bytes=residency.total_bytes + step_bytes,
+        prediction="generated code" if walk is not None else "simulation",
+        saved_bytes=walk.saved_bytes if walk is not None else plan.profile.saved_bytes,
+        forward_time_us=forward_us,
+        recompute_time_us=plan.time_us,
+        optimality_gap=(plan.time_us - plan.bound_us) / forward_us if forward_us else 0.0,
+        bound_kind=plan.bound_kind,
+        saved=saved_rows(problem, plan),
+        recomputed=recomputed_rows(plan),
+        passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.outcome.passes],
+        rounds=rounds,
+        notes=notes,
+        _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
+        _default=default,
+    )

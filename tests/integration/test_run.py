@@ -1,0 +1,383 @@
+"""A budget over a whole run: what changes while training goes on, with real allocations.
+
+Every peak is measured, and compared with a residency that the test adds up by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import satcompile
+from satcompile.steps import STEPS
+from tests.integration.test_use import Net
+from tests.integration.training import assert_same_gradients, clear_gradients, gradients
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+LARGE = "1GiB"
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def net(device: str, layers: int = 4, width: int = 32) -> Net:
+    return Net(layers, width).double().to(device)
+
+
+def batch(device: str, rows: int = 256, width: int = 32) -> torch.Tensor:
+    return torch.randn(rows, width, dtype=torch.float64, device=device)
+
+
+def within(model: nn.Module, budget: Any, **settings: Any) -> Any:
+    return torch.compile(model, backend="sat", options={"memory_budget": budget}, **settings)
+
+
+def loss_of(run: Callable[..., Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and loss, both held by the caller, with the gradients accumulated."""
+    output = run(x)
+    loss = output.square().mean()
+    loss.backward()
+    return output, loss
+
+
+def parameter_bytes(*models: nn.Module) -> int:
+    return sum(p.nbytes for model in models for p in model.parameters())
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    return sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(v.nbytes for s in optimizer.state.values() for v in s.values())
+
+
+def default_peak(model: nn.Module, x: torch.Tensor) -> int:
+    """Of torch's own plan, with what is resident; afterwards nothing is compiled."""
+    run = within(model, LARGE)
+    loss_of(run, x)
+    clear_gradients(model)
+    peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), x.device)
+    clear_gradients(model)
+    torch.compiler.reset()
+    return parameter_bytes(model) + x.nbytes + peak_bytes
+
+
+def check_gradients(run: Callable[..., Any], model: nn.Module, x: torch.Tensor) -> None:
+    twin = copy.deepcopy(model)
+    clear_gradients(twin)
+    clear_gradients(model)
+    loss_of(twin, x)
+    loss_of(run, x)
+    assert_same_gradients(gradients(model), gradients(twin), 1e-11)
+    clear_gradients(model)
+
+
+def graph_of(model: nn.Module) -> Any:
+    return satcompile.report(model).graphs[-1]
+
+
+def is_ours(graph: Any) -> bool:
+    """Whether the budget made a plan that is not torch's own."""
+    return graph.bound_kind != "torch's own plan fits"
+
+
+# -- the optimizer ---------------------------------------------------------------------------
+
+
+def test_the_first_optimizer_step_was_planned_for(device: str) -> None:
+    model, x = net(device), batch(device)
+    lasting = 4 * parameter_bytes(model)  # weights, gradients, two moments
+    budget_bytes = default_peak(model, x) + 2 * parameter_bytes(model) - lasting // 8
+    optimizer = torch.optim.AdamW(model.parameters())
+    run = within(model, budget_bytes)
+    for _ in range(3):
+        optimizer.zero_grad()
+        resident = parameter_bytes(model) + state_bytes(optimizer) + x.nbytes
+        peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+        optimizer.step()
+    assert state_bytes(optimizer) >= 2 * parameter_bytes(model)
+    assert resident == graph_of(model).resident_bytes
+    assert resident + peak_bytes <= budget_bytes
+    assert graph_of(model).predicted_peak_bytes == pytest.approx(resident + peak_bytes, rel=0.01)
+    assert is_ours(graph_of(model))
+
+
+def test_an_optimizer_made_late_is_planned_for_at_the_next_step(device: str) -> None:
+    model, x = net(device), batch(device)
+    budget_bytes = default_peak(model, x) + parameter_bytes(model)
+    run = within(model, budget_bytes)
+    check_gradients(run, model, x)
+    before = graph_of(model).saved_bytes
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss_of(run, x)
+    optimizer.step()
+    optimizer.zero_grad()
+    peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+    resident = parameter_bytes(model) + state_bytes(optimizer) + x.nbytes
+    assert resident + peak_bytes <= budget_bytes
+    assert graph_of(model).saved_bytes < before
+    check_gradients(run, model, x)
+
+
+# -- gradients left set ----------------------------------------------------------------------
+
+
+def test_gradients_left_set_count(device: str) -> None:
+    model, x = net(device, width=64), batch(device, width=64)
+    budget_bytes = default_peak(model, x)
+    run = within(model, budget_bytes)
+    check_gradients(run, model, x)
+    first = graph_of(model).predicted_peak_bytes
+    loss_of(run, x)
+    resident = parameter_bytes(model) + gradient_bytes(model) + x.nbytes
+    peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+    assert resident + peak_bytes <= budget_bytes
+    assert graph_of(model).resident["gradients"] == gradient_bytes(model)
+    assert is_ours(graph_of(model))
+    # Back to None, the first plan is taken again, and nothing is compiled.
+    clear_gradients(model)
+    loss_of(run, x)
+    assert graph_of(model).predicted_peak_bytes == first
+    model.zero_grad(set_to_none=False)
+    peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+    assert resident + peak_bytes <= budget_bytes
+
+
+def test_accumulated_gradients_are_exact(device: str) -> None:
+    model = net(device, width=64)
+    batches = [batch(device, width=64) for _ in range(3)]
+    run = within(model, default_peak(model, batches[0]))
+    twin = copy.deepcopy(model)
+    for x in batches:
+        loss_of(run, x)
+        loss_of(twin, x)
+    assert_same_gradients(gradients(model), gradients(twin), 1e-11)
+
+
+def test_gradients_for_which_there_is_no_room_are_an_error_that_says_so(device: str) -> None:
+    model, x = net(device, width=64), batch(device, rows=32, width=64)
+    with pytest.raises(satcompile.BudgetError) as caught:
+        within(model, "1KB")(x)
+    torch.compiler.reset()
+    run = within(model, int(caught.value.floor_bytes * 1.01))
+    loss_of(run, x)
+    with pytest.raises(satcompile.BudgetError, match="gradients that are still set") as caught:
+        run(x)
+    assert caught.value.breakdown["gradients"] >= 2 * gradient_bytes(model)
+    clear_gradients(model)
+    check_gradients(run, model, x)
+
+
+# -- sizes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ten_random_lengths_in_random_order(device: str) -> None:
+    lengths = random.Random(3).sample(range(32, 512), 10)
+    model = net(device)
+    budget_bytes = int(0.8 * default_peak(model, batch(device, max(lengths))))
+    run = within(model, budget_bytes)
+    graphs_before = _compiled_graphs()
+    for length in lengths:
+        x = batch(device, length)
+        clear_gradients(model)
+        peak_bytes = satcompile.measure_peak(lambda x=x: loss_of(run, x), device)
+        clear_gradients(model)
+        # The first call of a graph compiles, which allocates too.
+        peak_bytes = min(peak_bytes, satcompile.measure_peak(lambda x=x: loss_of(run, x), device))
+        total = parameter_bytes(model) + x.nbytes + peak_bytes
+        assert total <= budget_bytes, length
+        assert graph_of(model).predicted_peak_bytes == pytest.approx(total, rel=0.01)
+        check_gradients(run, model, x)
+    assert _compiled_graphs() - graphs_before <= 2  # one static, one with symbolic sizes
+
+
+def _compiled_graphs() -> int:
+    from satcompile.torch_compat import compiled_graphs
+
+    return compiled_graphs()
+
+
+def test_a_share_of_the_default_is_of_the_default_at_each_size(device: str) -> None:
+    model = net(device)
+    run = within(model, "75% of default", dynamic=True)
+    for rows in (128, 512, 64):
+        x = batch(device, rows)
+        check_gradients(run, model, x)
+        peak_bytes = satcompile.measure_peak(lambda x=x: loss_of(run, x), device)
+        clear_gradients(model)
+        graph = graph_of(model)
+        total = parameter_bytes(model) + x.nbytes + peak_bytes
+        assert total <= graph.budget_bytes == int(0.75 * graph.default_peak_bytes)
+        assert graph.predicted_peak_bytes == pytest.approx(total, rel=0.01)
+
+
+def test_sizes_for_which_there_is_no_plan_are_an_error_and_harm_nothing(device: str) -> None:
+    model = net(device)
+    run = within(model, default_peak(model, batch(device)), dynamic=True)
+    check_gradients(run, model, batch(device))
+    with pytest.raises(satcompile.BudgetError, match=r"at sizes \(8192,\)"):
+        run(batch(device, 8192))
+    check_gradients(run, model, batch(device, 200))
+
+
+# -- what the backend does not see -----------------------------------------------------------
+
+
+def test_an_eager_loss_outside_the_graph_lives_in_the_reserve(device: str) -> None:
+    model, x = net(device), batch(device)
+
+    def step(run: Any) -> Any:
+        output = run(x)
+        loss = output.softmax(-1).square().exp().sum()  # three tensors of the output's size
+        loss.backward()
+        return output, loss
+
+    budget_bytes = default_peak(model, x)
+    options = {"memory_budget": budget_bytes, "reserve": 6 * x.nbytes}
+    run = torch.compile(model, backend="sat", options=options)
+    step(run)
+    clear_gradients(model)
+    peak_bytes = satcompile.measure_peak(lambda: step(run), device)
+    assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
+    graph = graph_of(model)
+    assert graph.predicted_peak_bytes <= budget_bytes - 6 * x.nbytes
+    assert is_ours(graph)
+
+
+# -- other calls -----------------------------------------------------------------------------
+
+
+def test_evaluation_between_steps_changes_nothing(device: str) -> None:
+    model, x = net(device), batch(device)
+    budget_bytes = int(0.8 * default_peak(model, x))
+    run = within(model, budget_bytes)
+    check_gradients(run, model, x)
+    planned = graph_of(model).to_dict()
+    for _ in range(3):
+        model.eval()
+        with torch.no_grad():
+            run(x)
+        model.train()
+        run(x)  # a forward whose backward never comes
+        gc.collect()
+        clear_gradients(model)
+        peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+        assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
+    clear_gradients(model)
+    loss_of(run, x)
+    assert graph_of(model).predicted_peak_bytes == planned["predicted_peak_bytes"]
+    assert not STEPS.open_calls()
+
+
+def test_two_forwards_before_their_backwards_count_together(device: str) -> None:
+    model, x, y = net(device), batch(device), batch(device)
+    budget_bytes = int(1.5 * default_peak(model, x))
+    run = within(model, budget_bytes)
+
+    def step() -> Any:
+        first, second = run(x), run(y)
+        loss = (first * second).mean()
+        loss.backward()
+        return first, second, loss
+
+    for _ in range(3):
+        clear_gradients(model)
+        peak_bytes = satcompile.measure_peak(step, device)
+    assert parameter_bytes(model) + x.nbytes + y.nbytes + peak_bytes <= budget_bytes
+    twin = copy.deepcopy(model)
+    clear_gradients(twin)
+    (twin(x) * twin(y)).mean().backward()
+    assert_same_gradients(gradients(model), gradients(twin), 1e-11)
+
+
+def test_two_models_keep_to_their_own_budgets(device: str) -> None:
+    x = batch(device)
+    models = [net(device), net(device, layers=3, width=32)]
+    budgets = [int(share * default_peak(m, x)) for share, m in zip((0.8, 0.7), models, strict=True)]
+    runs = [within(m, b) for m, b in zip(models, budgets, strict=True)]
+    for _ in range(2):
+        for model, run, budget_bytes in zip(models, runs, budgets, strict=True):
+            check_gradients(run, model, x)
+            peak_bytes = satcompile.measure_peak(lambda run=run: loss_of(run, x), device)
+            clear_gradients(model)
+            assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
+            assert graph_of(model).budget_bytes == budget_bytes
+
+
+# -- several graphs --------------------------------------------------------------------------
+
+
+class Broken(Net):
+    """Two graphs, the second of which begins before the first one's backward."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks[1](self.blocks[0](x))
+        torch._dynamo.graph_break()
+        return self.blocks[3](self.blocks[2](x))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+def test_graph_breaks_hold_the_whole_from_the_second_step(device: str, share: float) -> None:
+    model, x = Broken(4, 32).double().to(device), batch(device, 512)
+    budget_bytes = int(share * default_peak(model, x))
+    run = within(model, budget_bytes)
+    check_gradients(run, model, x)
+    for _ in range(2):
+        clear_gradients(model)
+        peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+        assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
+    check_gradients(run, model, x)
+    graphs = satcompile.report(model).graphs[-2:]
+    for graph in graphs:
+        assert any("step of 2 compiled graphs" in note for note in graph.notes)
+        assert graph.resident_bytes == parameter_bytes(model) + x.nbytes
+        assert graph.predicted_peak_bytes <= budget_bytes < graph.default_peak_bytes
+    assert max(g.predicted_peak_bytes for g in graphs) >= graphs[0].resident_bytes + peak_bytes - 64
+
+
+def test_graph_breaks_below_the_whole_step_s_floor(device: str) -> None:
+    """The first graph knows its own floor only; the second step knows the whole's."""
+    model, x = Broken(4, 32).double().to(device), batch(device, 512)
+    budget_bytes, floors = int(0.2 * default_peak(model, x)), []
+    for _ in range(3):
+        run = within(model, budget_bytes)
+        try:
+            for _ in range(3):
+                clear_gradients(model)
+                peak_bytes = satcompile.measure_peak(lambda run=run: loss_of(run, x), device)
+            break
+        except satcompile.BudgetError as error:
+            floors.append(error.floor_bytes)
+            budget_bytes = int(error.floor_bytes * 1.01)
+            torch.compiler.reset()
+    assert len(floors) in (1, 2) and floors == sorted(floors)
+    assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
+
+
+@pytest.mark.slow
+def test_blocks_compiled_one_by_one_hold_the_budget_together(device: str) -> None:
+    model, x = net(device, layers=6), batch(device, 512).requires_grad_()
+    whole = default_peak(model, x)
+    budget_bytes = int(0.7 * whole)
+    for block in model.blocks:
+        block.compile(backend="sat", options={"memory_budget": budget_bytes})
+    for _ in range(3):
+        clear_gradients(model)
+        x.grad = None
+        peak_bytes = satcompile.measure_peak(lambda: loss_of(model, x), device)
+    assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
+    twin = copy.deepcopy(model)
+    clear_gradients(twin)
+    loss_of(twin, x)
+    assert_same_gradients(gradients(model), gradients(twin), 1e-11)
