@@ -123,8 +123,8 @@ class DemandGraph:
         Args:
             limit_bytes: for all that is saved beyond what must be.
             gap_us: how far from the optimum the plan may be.
-            most_partial_plans: kept at one level; where there are more, almost equal ones are
-                merged, and the bound accounts for it.
+            most_partial_plans: kept at one level, beside one for each demand; where there are
+                more, almost equal ones are merged, and the bound accounts for it.
 
         Raises:
             NoPath: the limit is below what any choice must save.
@@ -264,7 +264,8 @@ class DemandGraph:
             plans = plans.only(np.flatnonzero(fits & (bounds < ceiling)))
             grain = 1 if number % _THINNED_EVERY else planned
             plans = plans.undominated(grain)
-            while len(plans.times) > most_partial_plans:
+            # In grains longer than all times, one plan is left for each demand, and no fewer.
+            while len(plans.times) > most_partial_plans and grain <= int(plans.times.max()):
                 grain = 2 * max(grain, int(np.ptp(plans.times)) // most_partial_plans)
                 plans = plans.undominated(grain)
             lost += grain - 1
