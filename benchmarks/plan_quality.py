@@ -41,7 +41,7 @@ from satcompile.training_graph import TrainingGraph
 
 TORCH_BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 DEVICE = "A100"  # one device for all machines, so that results compare; the largest in the field
-_EFFORT_NODES = 1_000  # branch-and-bound nodes per plan, the backend's default
+_EFFORT_NODES = 1_000  # work per plan, the backend's default
 _GAP_OF_FORWARD = 5e-4  # half the goal
 
 # What the plans have to reach.

@@ -32,7 +32,7 @@ from satcompile.solver.demands import Arc, Demands, values_in
 # Searches of partial plans, one after the other while the gap is open: the share of the gap in
 # which bounds are looked at, and of the partial plans kept. The first mostly finds a plan near
 # the bound; the others raise the bound.
-_SEARCHES = ((1.0, 1 / 50), (1 / 16, 1.0), (1 / 4, 1.0), (1.0, 1.0))
+_SEARCHES = ((1.0, 1 / 25), (1 / 16, 1.0), (1 / 4, 1.0), (1.0, 1.0))
 _TOLERATED = 0.5  # of the gap, spent on treating almost equal partial plans as equal
 _THINNED_EVERY = 8  # levels; partial plans that are equal but for trifles are many otherwise
 
@@ -123,8 +123,8 @@ class DemandGraph:
         Args:
             limit_bytes: for all that is saved beyond what must be.
             gap_us: how far from the optimum the plan may be.
-            most_partial_plans: kept at one level; where there are more, almost equal ones are
-                merged, and the bound accounts for it.
+            most_partial_plans: kept at one level, beside one for each demand; where there are
+                more, almost equal ones are merged, and the bound accounts for it.
 
         Raises:
             NoPath: the limit is below what any choice must save.
@@ -264,7 +264,8 @@ class DemandGraph:
             plans = plans.only(np.flatnonzero(fits & (bounds < ceiling)))
             grain = 1 if number % _THINNED_EVERY else planned
             plans = plans.undominated(grain)
-            while len(plans.times) > most_partial_plans:
+            # In grains longer than all times, one plan is left for each demand, and no fewer.
+            while len(plans.times) > most_partial_plans and grain <= int(plans.times.max()):
                 grain = 2 * max(grain, int(np.ptp(plans.times)) // most_partial_plans)
                 plans = plans.undominated(grain)
             lost += grain - 1

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from satcompile.solver.two_phase import Problem
 
-_MOST_ARCS = 200_000
+_MOST_ARCS = 500_000
 _MOST_DEMANDS = 2_000  # at one operation
 _TAIL = 10  # operations hanging off the forward that are looked at together with what they read
 _TIME_BITS = 44  # resolution of times: 2**-44 of the sum of all
 
-# A demand: the values needed, and whether each must be written to memory for its readers. What
-# the backward needs in any case is left out.
-_Demand = frozenset[tuple[int, bool]]
+# A demand: 2 i where value i is needed, 2 i + 1 where it must be written to memory, too, for
+# readers that cannot fuse it. What the backward itself demands is left out.
+_Demand = frozenset[int]
 
 
 class NoChoice(Exception):
@@ -104,6 +104,20 @@ def _time_unit(problem: Problem) -> float:
     return 2.0 ** (math.frexp(total_us or 1.0)[1] - _TIME_BITS)
 
 
+class _Way(NamedTuple):
+    """One way to meet what is demanded of an operation's results.
+
+    Attributes:
+        runs: the operation runs again.
+        num_bytes, time, saved: of the results that are saved, and of running.
+    """
+
+    runs: bool
+    num_bytes: int
+    time: int
+    saved: tuple[int, ...]
+
+
 class _Expansion:
     """Demands and arcs, operation by operation from the last to the first."""
 
@@ -142,11 +156,10 @@ class _Expansion:
         for position in range(len(order) - 1, -1, -1):
             following: dict[_Demand, int] = {}
             arcs = []
-            for demand, source in demands.items():
-                for left, num_bytes, time, saved in self._ways(order[position], demand):
-                    target = following.setdefault(left, len(following))
-                    lateness = num_bytes * position
-                    arcs.append(Arc(source, target, num_bytes, time, lateness, saved))
+            for left, source, way in self._steps(order[position], demands):
+                target = following.setdefault(left, len(following))
+                lateness = way.num_bytes * position
+                arcs.append(Arc(source, target, way.num_bytes, way.time, lateness, way.saved))
             num_arcs += len(arcs)
             if num_arcs > _MOST_ARCS or len(following) > _MOST_DEMANDS:
                 return None
@@ -154,50 +167,63 @@ class _Expansion:
             demands = following
         return levels
 
-    def _ways(
-        self, index: int, demand: _Demand
-    ) -> Iterator[tuple[_Demand, int, int, tuple[int, ...]]]:
-        """The ways in which an operation can meet a demand, with what it leaves, the bytes,
-        the time and the values saved: its demanded results are all saved, or it runs again."""
-        values = self._problem.values
-        left = dict(demand)
-        wanted = {i: left.pop(i, False) for i in self._results[index] if i in left}
+    def _steps(
+        self, index: int, demands: dict[_Demand, int]
+    ) -> Iterator[tuple[_Demand, int, _Way]]:
+        """For each demand and each way to meet it, the demand that is left."""
+        made = frozenset(code for i in self._results[index] for code in (2 * i, 2 * i + 1))
+        reads = self._demand_of_running(index)
+        ways: dict[_Demand, list[_Way]] = {}
+        for demand, source in demands.items():
+            met = demand & made
+            if met not in ways:
+                ways[met] = list(self._ways(index, met))
+            left = demand - met
+            for way in ways[met]:
+                yield (left | reads if way.runs else left), source, way
+
+    def _ways(self, index: int, demand: _Demand) -> Iterator[_Way]:
+        """The ways in which an operation can meet a demand of its results: all that is demanded
+        is saved, or it runs again."""
+        values, operation = self._problem.values, self._problem.operations[index]
+        wanted, written = [], []
         for i in self._results[index]:
-            if values[i].needed and i not in self._always_there:
-                wanted[i] = wanted.get(i, False) or values[i].unfused_backward
-        if not wanted:
-            yield demand, 0, 0, ()
+            if i not in self._always_there and (values[i].needed or 2 * i in demand):
+                wanted.append(i)
+                if values[i].unfused_backward or 2 * i + 1 in demand:
+                    written.append(i)
+        if all(values[i].saveable for i in wanted):
+            yield self._way(wanted)
+        if not wanted or not operation.recomputable:
             return
-        saved = tuple(sorted(wanted))
-        if all(values[i].saveable for i in saved):
-            yield frozenset(left.items()), *self._spent(saved)
-        operation = self._problem.operations[index]
-        if not operation.recomputable:
-            return
-        for reading in operation.reads:
-            if reading not in self._always_there:
-                self._demand(left, reading, index)
-        written = [i for i in saved if wanted[i] and values[i].materialize_time_us]
         for chosen in self._saved_anyway(written):
-            num_bytes, time, _ = self._spent(chosen)
-            time += self._units(operation.time_us)
-            time += sum(
-                self._units(values[i].materialize_time_us) for i in written if i not in chosen
-            )
-            yield frozenset(left.items()), num_bytes, time, chosen
+            way = self._way(chosen)
+            times = [values[i].materialize_time_us for i in written if i not in chosen]
+            more = sum(self._units(time_us) for time_us in (operation.time_us, *times))
+            yield way._replace(runs=True, time=way.time + more)
 
-    def _spent(self, saved: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+    def _way(self, saved: Sequence[int]) -> _Way:
         values = self._problem.values
-        num_bytes = sum(values[i].num_bytes for i in saved)
-        return num_bytes, sum(self._units(values[i].save_time_us) for i in saved), saved
+        return _Way(
+            False,
+            sum(values[i].num_bytes for i in saved),
+            sum(self._units(values[i].save_time_us) for i in saved),
+            tuple(saved),
+        )
 
-    def _demand(self, demand: dict[int, bool], i: int, reader: int) -> None:
-        """Add a value that ``reader`` reads; what the backward needs anyway is left out."""
-        value = self._problem.values[i]
-        written = reader in self._unfused[i] and value.materialize_time_us > 0
-        if value.needed and (value.unfused_backward or not written):
-            return
-        demand[i] = demand.get(i, False) or written
+    def _demand_of_running(self, index: int) -> _Demand:
+        """What an operation reads, beyond what the backward demands anyway."""
+        found: set[int] = set()
+        for i in self._problem.operations[index].reads:
+            value = self._problem.values[i]
+            if i in self._always_there:
+                continue
+            if not value.needed:
+                found.add(2 * i)
+            unfused = index in self._unfused[i] and value.materialize_time_us > 0
+            if unfused and not (value.needed and value.unfused_backward):
+                found.add(2 * i + 1)
+        return frozenset(found)
 
     def _saved_anyway(self, written: Sequence[int]) -> Iterator[tuple[int, ...]]:
         """Results of an operation that runs again may still be saved, where the write for

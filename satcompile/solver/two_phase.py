@@ -26,7 +26,7 @@ from satcompile.solver import demands
 from satcompile.solver.constrained_path import DemandGraph, NoPath
 
 BOUND_KIND = "two-phase: exact for saved bytes, one copy of each recomputed value"
-_PARTIAL_PLANS_PER_NODE = 20  # kept at one level; a node of branch and bound takes far longer
+_PARTIAL_PLANS_PER_NODE = 10  # kept at one level; a node of branch and bound takes far longer
 
 
 @dataclass(frozen=True)

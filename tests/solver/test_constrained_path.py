@@ -173,18 +173,32 @@ def test_of_equal_layers_the_later_ones_are_saved():
     assert solve(chain(2, 1, 1, 2), 25).saved == {0, 3}
 
 
-def test_graphs_with_too_many_demands_are_left_to_the_program():
-    # Each of eight values is read far below where it is made, if its reader runs again.
+def entangled_problem() -> Problem:
+    """Each of eight values is read far below where it is made, if its reader runs again."""
     operations = [Operation("root", 1.0, (), recomputable=False)]
     operations += [Operation(f"upper {i}", 1.0 + i, (0,)) for i in range(8)]
     operations += [Operation(f"lower {i}", 2.0, (i + 1, i + 8)) for i in range(8)]
-    values = [Value(i, 10 + i, needed=i > 8) for i in range(17)]
-    problem = Problem(operations, values)
+    return Problem(operations, [Value(i, 10 + i, needed=i > 8) for i in range(17)])
+
+
+def test_graphs_with_too_many_demands_are_left_to_the_program():
+    problem = entangled_problem()
     with mock.patch.multiple(demands, _MOST_DEMANDS=16, _TAIL=0):
         assert demands.expand(problem, ()) is None
         entangled = solve(problem, 100)
     assert entangled.time_us == pytest.approx(solve(replace(problem), 100).time_us)
     assert entangled.time_us > 0
+
+
+def test_more_demands_than_effort_is_no_obstacle():
+    problem = entangled_problem()
+    with (
+        mock.patch.multiple(demands, _TAIL=0),
+        mock.patch.object(two_phase, "_PARTIAL_PLANS_PER_NODE", 1),
+    ):
+        hurried = solve(problem, 100, node_limit=1)
+    best = solve(replace(problem), 100)
+    assert hurried.bound_us <= best.time_us <= hurried.time_us
 
 
 def test_sizes_far_apart_are_counted_to_the_byte():
