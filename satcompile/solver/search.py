@@ -39,9 +39,9 @@ BUDGET_BOUND = (
     "any number of copies, saved values kept to their last use; bound from the start of backward"
 )
 _WORTH_MORE = 25  # gaps from the bound: beyond, other ways are tried too
-_GAPS_OF_ROUND = 3
-_EFFORT_OF_ROUND = 200  # a round with moments gets this part of a solve's nodes
-_REPLAYS = 40  # when the room that a plan leaves is filled
+_GAPS_OF_ROUND = 2  # of a solve with moments
+_EFFORT_OF_ROUND = 100  # a round with moments gets this part of a solve's nodes
+_REPLAYS = 24  # when the room that a plan leaves is filled
 _FILLED = 2  # plans for low peaks that this is tried with
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
