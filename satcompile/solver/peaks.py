@@ -6,7 +6,7 @@ moments; a moment that is one already, but whose row saw fewer bytes than the re
 the difference. (Lazily generated rows, as in ``satcompile.solver.moments``.)
 
 A heuristic: a row's difference is that of one plan and is held against all; where the plan then
-leaves room, less is held against them.
+leaves much room, less is held against them once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from satcompile.solver.timing import Timing
 
 # Of the excess that a row did not see, how much is held against all choices on top: little at
 # first, as another choice may not have it, more where that was not enough.
-_CAUTION = (0.5, 0.8, 1.1, 1.5, 2.0)
+_CAUTION = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 _AT_LEAST = 1e-3  # of the limit: the least that is held against them
-_FULL = 0.995  # of the limit in use: no more to win by holding less against the choices
-_NEW_MOMENTS = 3  # a round
+_FULL = 0.985  # of the limit in use: no more to win by holding less against the choices
+_NEW_MOMENTS = 4  # a round
 _APART = 1 / 60  # of the spine: how far new moments lie from each other
 
 
@@ -53,7 +53,7 @@ class PeakSearch:
             forced: positions of choices that must be saved.
         """
         slacks: dict[tuple[int, bool], int] = {}
-        forced = tuple(forced)
+        forced, fitted = tuple(forced), False
         for caution in _CAUTION:
             moments = [Moment(*key, slack_bytes=slack) for key, slack in slacks.items()]
             model = Model(self._spine, limit_bytes, room_bytes, moments, forced)
@@ -67,8 +67,9 @@ class PeakSearch:
             plan = orders(self._spine, self._timing, choice.saved, backward)
             yield choice, plan
             if plan.profile.peak_bytes <= limit_bytes:
-                if plan.profile.peak_bytes > _FULL * limit_bytes or not any(slacks.values()):
+                if fitted or plan.profile.peak_bytes > _FULL * limit_bytes:
                     return
+                fitted = True
                 slacks = {key: slack * 3 // 4 for key, slack in slacks.items()}
                 continue
             self._add_moments(slacks, choice, plan, model, limit_bytes, caution)

@@ -38,10 +38,10 @@ from satcompile.solver.timing import Timing
 BUDGET_BOUND = (
     "any number of copies, saved values kept to their last use; bound from the start of backward"
 )
-_WORTH_MORE = 25  # gaps from the bound: beyond, other ways are tried too
-_GAPS_OF_ROUND = 3
-_EFFORT_OF_ROUND = 200  # a round with moments gets this part of a solve's nodes
-_REPLAYS = 40  # when the room that a plan leaves is filled
+_NEAR, _FAR = 5, 25  # gaps from the bound: beyond, other ways of cutting are tried, one or all
+_GAPS_OF_ROUND = 2  # of a solve with moments
+_EFFORT_OF_ROUND = 100  # a round with moments gets this part of a solve's nodes
+_REPLAYS = 24  # when the room that a plan leaves is filled
 _FILLED = 2  # plans for low peaks that this is tried with
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
@@ -163,11 +163,12 @@ class BudgetSearch:
         boundary = self.at_saved_bytes(room)
         if boundary is not None and boundary.profile.peak_bytes <= peak_limit_bytes:
             return boundary  # proven
-        best = self._by_moments(peak_limit_bytes, room)
+        best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, None, self._checkpoints[:1])
+        best = self._cheaper(best, self._by_moments(peak_limit_bytes, room))
         if best is None:
             best = self._by_nesting(peak_limit_bytes)
-        if best is None or best.solution.time_us > bound_us + _WORTH_MORE * self._gap_us:
-            best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best)
+        more = self._checkpoints[1 : 1 + self._worth_trying(best, bound_us)]
+        best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, more)
         if best is None:
             lowest = self.floor(default_saved_bytes)
             best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
@@ -185,10 +186,29 @@ class BudgetSearch:
             if plan.profile.peak_bytes <= peak_limit_bytes:
                 rebuild = partial(redecoded, spine, choice)
                 plan = filled(spine, timing, plan, rebuild, peak_limit_bytes, _REPLAYS)
-                found = self._from_orders(plan)
-                if best is None or found.solution.time_us < best.solution.time_us:
-                    best = found
+                best = self._cheaper(best, self._from_orders(plan))
         return best
+
+    def _worth_trying(self, best: Candidate | None, bound_us: float) -> int:
+        """In how many more ways the forward is cut: more, the further from the bound a plan is."""
+        if best is None or best.solution.time_us > bound_us + _FAR * self._gap_us:
+            return len(_SEGMENTS)
+        return int(best.solution.time_us > bound_us + _NEAR * self._gap_us)
+
+    @staticmethod
+    def _cheaper(one: Candidate | None, other: Candidate | None) -> Candidate | None:
+        if one is None or other is None:
+            return one or other
+        return other if other.solution.time_us < one.solution.time_us else one
+
+    def _filled(self, found: Candidate, peak_limit_bytes: int) -> Candidate:
+        """A plan with one copy of each value, and the room that it leaves used."""
+        if not self._own_order:
+            return found
+        plan = orders(self._spine, self._timing, found.saved, found.backward_order)
+        rebuild = partial(backward_order, self.step)
+        better = filled(self._spine, self._timing, plan, rebuild, peak_limit_bytes, _REPLAYS)
+        return found if better is plan else self._from_orders(better)
 
     def _by_nesting(self, peak_limit_bytes: int) -> Candidate | None:
         """The least time found from checkpoints in two levels, with the rest of the room used."""
@@ -225,19 +245,22 @@ class BudgetSearch:
         return found
 
     def _by_saved_bytes(
-        self, peak_limit_bytes: int, room_bytes: int, bound_us: float, best: Candidate | None
+        self,
+        peak_limit_bytes: int,
+        room_bytes: int,
+        bound_us: float,
+        best: Candidate | None,
+        ways: Iterable[frozenset[int]],
     ) -> Candidate | None:
-        """The least time found by saving less, over ways of cutting the forward."""
-        for forced in self._checkpoints:
+        """``best``, or a cheaper plan found by saving less, over ways of cutting the forward."""
+        for forced in ways:
             roomiest = self.at_saved_bytes(room_bytes, forced)
             if roomiest is None or (best and roomiest.solution.bound_us >= best.solution.time_us):
                 continue
             enough_us = best.solution.time_us if best else inf
             found = self._descend(peak_limit_bytes, room_bytes, forced, enough_us)
-            if found is not None and (
-                best is None or found.solution.time_us < best.solution.time_us
-            ):
-                best = found
+            if found is not None:
+                best = self._cheaper(best, self._filled(found, peak_limit_bytes))
             if best is not None and best.solution.time_us <= bound_us + self._gap_us:
                 break  # proven: no choice of segments does better
         return best

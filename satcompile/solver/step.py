@@ -315,11 +315,8 @@ def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Comp
         sources = tuple(
             dict.fromkeys(origin for copy in read for origin in inlined.get(copy, (copy,)))
         )
-        can_inline = operation.fusible and not operation.reduces and len(written) == 1
-        if can_inline:
-            most = _MOST_READS_REUSED if readers[written[0]] > 1 else _MOST_READS
-            can_inline = len(sources) <= most or bool(__import__("os").environ.get("OLDSIM"))
-        if can_inline and written[0] not in must_write:
+        num_readers = max((readers[copy] for copy in written), default=0)
+        if _can_inline(operation, sources, num_readers) and written[0] not in must_write:
             inlined[written[0]] = sources
             continue
         computations.append(
@@ -332,3 +329,9 @@ def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Comp
             )
         )
     return computations
+
+
+def _can_inline(operation: StepOperation, sources: Sequence[Copy], readers: int) -> bool:
+    if not operation.fusible or operation.reduces or len(operation.writes) != 1:
+        return False
+    return len(sources) <= (_MOST_READS_REUSED if readers > 1 else _MOST_READS)
