@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import fx
+
 from satcompile.emission import why_order_is_kept
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
@@ -37,6 +39,8 @@ class Recompute:
         saved_limit_bytes: what may be kept from forward to backward; None for no limit.
         default_within_bytes: torch's own plan is taken up to this simulated peak, if that is
             above ``limit_bytes``: its code may fit where its simulation does not quite.
+        default_saved: names of what torch's own plan saves, where an earlier run on the same
+            graph found out; torch, too, plans a graph once, for the sizes of its first call.
     """
 
     limit_bytes: int | None = None
@@ -44,13 +48,13 @@ class Recompute:
     effort: int = 1_000
     saved_limit_bytes: int | None = None
     default_within_bytes: int = 0
+    default_saved: tuple[str, ...] = ()
 
     name = "recompute"
 
     def run(self, problem: PlanningProblem) -> Plan:
         """Decide for one joint graph."""
-        graph = problem.graph
-        nodes = default_saved_values(graph.module, graph.roles, 1)
+        nodes = self._default_saved(problem)
         search = budget_search(problem, self.effort)
         default = search.candidate(problem.storages_of(nodes))
         fits = self.limit_bytes is None or default.profile.peak_bytes <= max(
@@ -61,7 +65,7 @@ class Recompute:
         if fits and not self.lowest_peak:
             scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
             tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
-            return self._plan(problem, default, default, tensors, scalars, is_default=True)
+            return self._plan(problem, default, default, tensors, scalars, nodes, is_default=True)
         most = default.solution.saved_bytes
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
@@ -72,7 +76,14 @@ class Recompute:
         bound_us = 0.0
         if self.limit_bytes is not None:
             bound_us = search.bound_us(self.limit_bytes)
-        return self._plan(problem, chosen, default, tensors, scalars, bound_us=bound_us)
+        return self._plan(problem, chosen, default, tensors, scalars, nodes, bound_us=bound_us)
+
+    def _default_saved(self, problem: PlanningProblem) -> list[fx.Node]:
+        graph = problem.graph
+        by_name = {node.name: node for node in graph.graph.nodes}
+        if self.default_saved and all(name in by_name for name in self.default_saved):
+            return [by_name[name] for name in self.default_saved]
+        return default_saved_values(graph.module, graph.roles, 1)
 
     def _plan(
         self,
@@ -81,6 +92,7 @@ class Recompute:
         default: Candidate,
         tensors: list,
         scalars: list,
+        default_saved: list[fx.Node],
         bound_us: float = 0.0,
         is_default: bool = False,
     ) -> Plan:
@@ -100,6 +112,7 @@ class Recompute:
             scalars=tuple(scalars),
             profile=chosen.profile,
             default_profile=default.profile,
+            default_saved=tuple(node.name for node in default_saved),
             time_us=chosen.solution.time_us,
             bound_us=chosen.solution.time_us
             if is_default

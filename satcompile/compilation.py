@@ -121,6 +121,7 @@ class Compilation:
         self._context = CompilationContext()
         self._inputs = self._context.fake_inputs(example_inputs)
         self._default: Planned | None = None
+        self._default_saved: tuple[str, ...] = ()  # by name, once an attempt has found out
 
     # -- plans -----------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class Compilation:
                 saved_limit_bytes=saved_limit_bytes,
                 default_within_bytes=0 if rounds else int(accept_bytes * (1 + _DEFAULT_MARGIN)),
             )
-            compiled = _try(attempt, self._gm, inputs)
+            compiled = self._try(attempt, inputs)
             rounds += 1
             if compiled is not None:
                 return Planned(attempt, compiled, rounds, sizes)
@@ -204,13 +205,13 @@ class Compilation:
         if lowest.is_training and lowest.step_peak_bytes > accept_bytes and not lowest_may_exceed:
             raise FloorExceeded(lowest)
         again = self._attempt(limit_bytes=lowest.limit_bytes, lowest_peak=lowest.lowest_peak)
-        return Planned(again, _try(again, self._gm, inputs), rounds + 1, sizes)
+        return Planned(again, self._try(again, inputs), rounds + 1, sizes)
 
     def _lowest(self, known: Attempt | None, inputs: Sequence[Any]) -> Attempt:
         """The plan whose generated code has the lowest peak, among those of the lowest simulated
         peaks; generated, not compiled."""
         lowest = self._attempt(lowest_peak=True, limit_bytes=0, dry=True)
-        _try(lowest, self._gm, inputs)
+        self._try(lowest, inputs)
         if not lowest.is_training:
             return lowest
         assert lowest.outcome is not None
@@ -219,11 +220,26 @@ class Compilation:
         others = [known] if known is not None else []
         for slack in _FLOOR_SLACKS:
             others.append(self._attempt(limit_bytes=int(simulated_bytes * (1 + slack)), dry=True))
-            _try(others[-1], self._gm, inputs)
+            self._try(others[-1], inputs)
         return min([lowest, *others], key=lambda attempt: attempt.step_peak_bytes)
 
     def _attempt(self, **settings: Any) -> Attempt:
-        return Attempt(self.options, leaf_gradients=self._leaves, **settings)
+        return Attempt(
+            self.options,
+            leaf_gradients=self._leaves,
+            default_saved=self._default_saved,
+            **settings,
+        )
+
+    def _try(self, attempt: Attempt, inputs: Sequence[Any]) -> Any:
+        """The compiled callable, or None where the attempt ended early."""
+        try:
+            return attempt.compile(copy.deepcopy(self._gm), inputs)
+        except (OverLimit, CodeOnly):
+            return None
+        finally:
+            if attempt.outcome is not None:
+                self._default_saved = attempt.outcome.plan.default_saved
 
     def values(self, sizes: Sizes) -> dict[Any, int]:
         """The graph's symbols at given sizes of its symbolic inputs."""
@@ -255,11 +271,11 @@ class Compilation:
             attempt = self._attempt(dry=True)
             self._default = Planned(attempt, None, 1, self.first_sizes)
             if example_inputs is not None:
-                _try(attempt, self._gm, example_inputs)
+                self._try(attempt, example_inputs)
             else:
                 assert self._inputs is not None
                 with self._context.entered():
-                    _try(attempt, self._gm, self._inputs)
+                    self._try(attempt, self._inputs)
         return self._default
 
     # -- the budget --------------------------------------------------------------------------
@@ -290,14 +306,6 @@ class FloorExceeded(Exception):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__()
         self.attempt = attempt
-
-
-def _try(attempt: Attempt, gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """The compiled callable, or None where the attempt ended early."""
-    try:
-        return attempt.compile(copy.deepcopy(gm), inputs)
-    except (OverLimit, CodeOnly):
-        return None
 
 
 def _free_bytes(device: torch.device) -> int:

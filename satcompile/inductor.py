@@ -59,6 +59,7 @@ class Attempt:
         accept_bytes: what the generated code may allocate; None for anything.
         saved_limit_bytes: what may be kept from forward to backward; None for no limit.
         default_within_bytes: up to this simulated peak torch's own plan is tried.
+        default_saved: names of what that plan saves, where that is known.
         lowest_peak: plan for the lowest peak.
         dry: stop when the code is generated.
         leaf_gradients: positions among the graph's inputs of leaves, whose gradients stay.
@@ -71,6 +72,7 @@ class Attempt:
     accept_bytes: int | None = None
     saved_limit_bytes: int | None = None
     default_within_bytes: int = 0
+    default_saved: tuple[str, ...] = ()
     lowest_peak: bool = False
     dry: bool = False
     leaf_gradients: frozenset[int] = frozenset()
@@ -150,6 +152,7 @@ class Attempt:
             self.options.solver_effort,
             saved_limit_bytes=self.saved_limit_bytes,
             default_within_bytes=self.default_within_bytes,
+            default_saved=self.default_saved,
         )
         self.outcome = pipeline.run(self.problem, recompute)
         parts = self.outcome.parts

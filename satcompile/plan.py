@@ -29,6 +29,7 @@ class Plan:
         scalars: symbolic sizes that the backward is given.
         profile: simulated memory of the step.
         default_profile: the same of torch's own plan.
+        default_saved: names of what that plan saves.
         time_us: of recomputation and of the memory traffic that it causes.
         bound_us: no plan of the class can do with less under the same limit.
         bound_kind: which class, and what limit.
@@ -46,6 +47,7 @@ class Plan:
     scalars: tuple[fx.Node, ...]
     profile: StepProfile
     default_profile: StepProfile
+    default_saved: tuple[str, ...]
     time_us: float
     bound_us: float
     bound_kind: str
