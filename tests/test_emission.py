@@ -21,6 +21,7 @@ from satcompile.options import Options
 from satcompile.partition import Partition, partition
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
+from satcompile.report.rows import recomputed_rows
 from satcompile.solver import two_phase
 from satcompile.solver.step import Phase, backward_order, forward_order, simulate_orders
 from satcompile.verify import check_partition, reference, simulate_emitted
@@ -171,6 +172,20 @@ def test_the_emitted_order_is_the_planned_one(llama, seed):
     planned_names = [plan.operations[i].name for i in plan.backward_order]
     assert [name for name in emitted if name in names] == planned_names
     assert simulate_emitted(parts, plan, llama.problem) == plan.profile
+
+
+def test_the_report_counts_how_often_a_value_is_computed(llama):
+    plan = some_plan(llama.problem, llama.plan, random.Random(0))
+    both = [plan.operations[i].name for i in (*plan.forward_order, *plan.backward_order)]
+    again = {plan.operations[i] for i in plan.backward_order}
+    recomputed = tuple(
+        n for n in plan.operations if n in again and llama.problem.graph.is_forward(n)
+    )
+    rows = recomputed_rows(replace(plan, recomputed=recomputed))
+    assert {row.name: row.copies for row in rows} == {
+        n.name: both.count(n.name) for n in recomputed
+    }
+    assert max(row.copies for row in rows) > 2
 
 
 def test_names_are_unique_and_those_of_the_joint_graph_come_first(llama):

@@ -409,7 +409,7 @@ class Model:
 
     # -- solving ---------------------------------------------------------------------------
 
-    def solve(self, gap_us: float, node_limit: int, time_limit_s: float = 60.0) -> Choice | None:
+    def solve(self, gap_us: float, node_limit: int, time_limit_s: float = 120.0) -> Choice | None:
         """The best choice found; None where there is none, or none was found in time."""
         # A column fixed at one that costs as much as all others together: HiGHS's gap, which
         # is relative to the objective, becomes an absolute one.
