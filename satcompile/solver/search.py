@@ -43,10 +43,11 @@ _GAPS_OF_ROUND = 2  # of a solve with moments
 _EFFORT_OF_ROUND = 100  # a round with moments gets this part of a solve's nodes
 _REPLAYS = 24  # when the room that a plan leaves is filled
 _FILLED = 2  # plans for low peaks that this is tried with
+_HOPELESS = 0.97  # of the lowest peak with two levels: below, only the floor is asked
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
-_FLOOR_SHARES = (0.0, 0.1)  # of the default's saved bytes, beyond what is forced
+_FLOOR_SHARES = (0.0,)  # of the default's saved bytes, beyond what is forced
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,12 @@ class BudgetSearch:
         if boundary is not None and boundary.profile.peak_bytes <= peak_limit_bytes:
             return boundary  # proven
         best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, None, self._checkpoints[:1])
-        best = self._cheaper(best, self._by_moments(peak_limit_bytes, room))
-        if best is None:
-            best = self._by_nesting(peak_limit_bytes)
-        more = self._checkpoints[1 : 1 + self._worth_trying(best, bound_us)]
-        best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, more)
+        if best is not None or peak_limit_bytes > _HOPELESS * self._lowest_nested_bytes:
+            best = self._cheaper(best, self._by_moments(peak_limit_bytes, room))
+            if best is None:
+                best = self._by_nesting(peak_limit_bytes)
+            more = self._checkpoints[1 : 1 + self._worth_trying(best, bound_us)]
+            best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, more)
         if best is None:
             lowest = self.floor(default_saved_bytes)
             best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
@@ -236,6 +238,10 @@ class BudgetSearch:
             (nested, orders(spine, timing, nested.saved, nested.backward(nested.saved)))
             for nested in nested_plans(spine)
         ]
+
+    @property
+    def _lowest_nested_bytes(self) -> int:
+        return min((plan.profile.peak_bytes for _, plan in self._nested), default=0)
 
     def _from_orders(self, plan: Orders) -> Candidate:
         positions = [self._position[storage] for storage in sorted(plan.saved)]
