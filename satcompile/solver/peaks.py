@@ -22,10 +22,10 @@ from satcompile.solver.timing import Timing
 
 # Of the excess that a row did not see, how much is held against all choices on top: little at
 # first, as another choice may not have it, more where that was not enough.
-_CAUTION = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
+_CAUTION = (0.5, 0.5, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0)
 _AT_LEAST = 1e-3  # of the limit: the least that is held against them
 _FULL = 0.985  # of the limit in use: no more to win by holding less against the choices
-_NEW_MOMENTS = 4  # a round
+_NEW_MOMENTS = 2  # a round: with more of them at once solves are slow and no better
 _APART = 1 / 60  # of the spine: how far new moments lie from each other
 
 

@@ -40,7 +40,7 @@ BUDGET_BOUND = (
 )
 _NEAR, _FAR = 5, 25  # gaps from the bound: beyond, other ways of cutting are tried, one or all
 _GAPS_OF_ROUND = 2  # of a solve with moments
-_EFFORT_OF_ROUND = 100  # a round with moments gets this part of a solve's nodes
+_EFFORT_OF_ROUND = 1_000  # a round with moments gets this part of a solve's nodes
 _REPLAYS = 24  # when the room that a plan leaves is filled
 _FILLED = 2  # plans for low peaks that this is tried with
 _HOPELESS = 0.97  # of the lowest peak with two levels: below, only the floor is asked
