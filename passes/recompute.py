@@ -13,6 +13,7 @@ that an incoming gradient goes into.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import fx
@@ -26,6 +27,10 @@ from satcompile.torch_compat import default_saved_values, is_symbolic
 
 # Of the forward's time. A tighter proof costs more planning time than it can win back.
 _GAP_OF_FORWARD = 2e-3
+# Limits are rounded down to a grid of shares of the default's peak. Generated code differs from
+# the simulation by a few percent, up or down: two budgets that are close together get the same
+# plan, and of two that are not, the lower one has the lower peak.
+RUNG = 0.975
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Recompute:
         most = default.solution.saved_bytes
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
-            chosen = search.within(self.limit_bytes, most, self.saved_limit_bytes)
+            limit_bytes = rung_below(self.limit_bytes, default.profile.peak_bytes)
+            chosen = search.within(limit_bytes, most, self.saved_limit_bytes)
         if chosen is None:
             chosen = search.floor(most)
         tensors, scalars = problem.nodes_to_save(chosen.saved)
@@ -121,6 +127,14 @@ class Recompute:
             is_default=is_default,
             limit_bytes=self.limit_bytes,
         )
+
+
+def rung_below(limit_bytes: int, default_peak_bytes: int) -> int:
+    """The highest rung of the grid that is not above the limit."""
+    if limit_bytes >= default_peak_bytes or limit_bytes <= 0:
+        return limit_bytes
+    rungs = math.log(limit_bytes / default_peak_bytes) / math.log(RUNG)
+    return int(default_peak_bytes * RUNG ** math.ceil(rungs - 1e-9))
 
 
 def budget_search(problem: PlanningProblem, effort: int) -> BudgetSearch:

@@ -22,6 +22,7 @@ from satcompile.errors import BudgetError
 from satcompile.generated_code import StepWalk, UnreadableCode, walk_step
 from satcompile.inductor import Attempt, CodeOnly, OverLimit, graph_device
 from satcompile.options import Options
+from satcompile.passes.recompute import RUNG
 from satcompile.report.rows import module_path
 from satcompile.report.terminal import format_bytes
 from satcompile.residency import Residency
@@ -34,11 +35,11 @@ from satcompile.torch_compat import (
 
 log = logging.getLogger("satcompile")
 
-_ROUNDS = 4  # of tightening; the last one takes the plan with the lowest peak
-_MARGIN = 0.02  # of the first round's limit: the simulation is that close to generated code
+_ROUNDS = 5  # of tightening, before the plan with the lowest peak is taken
+_MARGIN = 0.015  # of the first round's limit: the simulation is that close to generated code
 _WALKS = 4  # kept per plan: their events are many
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
-_FLOOR_SLACKS = (0.01, 0.03)  # above the lowest simulated peak, where code may still be lower
+_RUNGS_ABOVE_FLOOR = (1, 2)  # where code may be lower than that of the lowest simulated peak
 _AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
@@ -200,7 +201,9 @@ class Compilation:
             if plan.profile.peak_bytes > limit:
                 lowest = attempt  # no lower plan is known
                 break
-            limit -= max(over, 1)
+            # By the ratio at which the code was over its simulation, and by a rung at least.
+            limit = min(limit, plan.profile.peak_bytes) * accept_bytes // attempt.step_peak_bytes
+            limit = int(min(limit, plan.profile.peak_bytes * RUNG))
         lowest = self._lowest(lowest, inputs)
         if lowest.is_training and lowest.step_peak_bytes > accept_bytes and not lowest_may_exceed:
             raise FloorExceeded(lowest)
@@ -218,8 +221,8 @@ class Compilation:
         simulated_bytes = lowest.outcome.plan.profile.peak_bytes
         # The same few whatever was tried before, so that a floor once named is met later.
         others = [known] if known is not None else []
-        for slack in _FLOOR_SLACKS:
-            others.append(self._attempt(limit_bytes=int(simulated_bytes * (1 + slack)), dry=True))
+        for rungs in _RUNGS_ABOVE_FLOOR:
+            others.append(self._attempt(limit_bytes=int(simulated_bytes / RUNG**rungs), dry=True))
             self._try(others[-1], inputs)
         return min([lowest, *others], key=lambda attempt: attempt.step_peak_bytes)
 
