@@ -40,7 +40,7 @@ class Recompute:
     Attributes:
         limit_bytes: what the step may allocate at its peak; None for no limit.
         lowest_peak: take the plan with the lowest simulated peak.
-        effort: branch-and-bound nodes per solve.
+        effort: work for each planning problem, in the units of ``two_phase.solve``.
         saved_limit_bytes: what may be kept from forward to backward; None for no limit.
         default_within_bytes: torch's own plan is taken up to this simulated peak, if that is
             above ``limit_bytes``: its code may fit where its simulation does not quite.

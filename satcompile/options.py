@@ -87,7 +87,7 @@ class Options(BaseModel):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(
                 f"The option 'solver_effort' is {value!r}; it takes a whole number from 1 on "
-                "(branch-and-bound nodes per solve; the default is 1000)."
+                "(work for each planning problem; the default is 1000)."
             )
         return value
 
