@@ -173,7 +173,8 @@ def test_gradients_for_which_there_is_no_room_are_an_error_that_says_so(device: 
     loss_of(run, x)
     with pytest.raises(satcompile.BudgetError, match="gradients that are still set") as caught:
         run(x)
-    assert caught.value.breakdown["gradients"] >= 2 * gradient_bytes(model)
+    # Those of the step before, and all of this one but the last, which the peak precedes.
+    assert caught.value.breakdown["gradients"] > 1.9 * gradient_bytes(model)
     clear_gradients(model)
     check_gradients(run, model, x)
 
@@ -346,6 +347,7 @@ def test_graph_breaks_hold_the_whole_from_the_second_step(device: str, share: fl
     assert max(g.predicted_peak_bytes for g in graphs) >= graphs[0].resident_bytes + peak_bytes - 64
 
 
+@pytest.mark.slow
 def test_graph_breaks_below_the_whole_step_s_floor(device: str) -> None:
     """The first graph knows its own floor only; the second step knows the whole's."""
     model, x = Broken(4, 32).double().to(device), batch(device, 512)
