@@ -434,6 +434,21 @@ class CompilationContext:
         from torch._guards import TracingContext
 
         self._tracing = TracingContext.try_get()
+        # Autocast decides what is traced; Dynamo guards on it, but a report is asked for anywhere.
+        self._autocast = [
+            (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+            for kind in ("cpu", "cuda")
+        ]
+
+    @contextlib.contextmanager
+    def _modes(self) -> Iterator[None]:
+        """Gradients and autocast as they were in Dynamo's call."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            for kind, dtype, enabled in self._autocast:
+                if enabled != torch.is_autocast_enabled(kind) or enabled:
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            yield
 
     def fake_inputs(self, example_inputs: Sequence[Any]) -> list[Any] | None:
         """The inputs as AOTAutograd will trace them: fake, with the symbols that Dynamo gave them.
@@ -472,13 +487,13 @@ class CompilationContext:
         conditions: list[Any] = []
         env = getattr(self._tracing.fake_mode, "shape_env", None)
         if env is None:
-            with tracing(self._tracing):
+            with self._modes(), tracing(self._tracing):
                 yield conditions
             return
         frozen, num_guards, replaced = env.frozen, len(env.guards), dict(env.replacements)
         env.frozen = False  # frozen, it would drop new guards with no more than a log line
         try:
-            with tracing(self._tracing):
+            with self._modes(), tracing(self._tracing):
                 yield conditions
         finally:
             env.frozen = frozen

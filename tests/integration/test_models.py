@@ -69,7 +69,8 @@ def _check(name: str, dtype: torch.dtype, tolerance: float, context: Any) -> Non
     assert graph.measured_peak_bytes == graph.resident_bytes + peak_bytes
     assert graph.measured_peak_bytes <= budget_bytes
     assert graph.measured_peak_bytes == pytest.approx(graph.predicted_peak_bytes, rel=0.01)
-    assert graph.default_peak_bytes == pytest.approx(default_bytes, rel=0.05)
+    with torch.no_grad():  # the default's code is generated here, as for training
+        assert graph.default_peak_bytes == pytest.approx(default_bytes, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ZOO)
