@@ -113,7 +113,7 @@ class BoundGraph:
             self.record.decided = choice
             self.record.observe(args)
             results = choice.planned.compiled(*args)
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves nothing that this call would hold
             STEPS.failed(call)
             raise
         STEPS.opened(call, results)
@@ -200,6 +200,13 @@ class BoundGraph:
                 found.attempt, room.residency, room.outside_bytes, self.compilation.options,
                 room.budget_bytes, self._situation(call, room),
             ) from None  # fmt: skip
+        if call.is_provisional and planned.attempt.step_peak_bytes > room.left_bytes:
+            log.warning(
+                "%s: beside what earlier graphs of this step hold, no plan is within the "
+                "memory_budget. The first step may exceed it; from the second on all graphs are "
+                "planned together.",
+                self.name,
+            )
         if not planned.holds_at(self.compilation.symbols, call.sizes):
             raise self._no_other_plan(call, room)
         self.add(planned)

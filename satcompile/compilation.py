@@ -207,8 +207,17 @@ class Compilation:
         lowest = self._lowest(lowest, inputs)
         if lowest.is_training and lowest.step_peak_bytes > accept_bytes and not lowest_may_exceed:
             raise FloorExceeded(lowest)
-        again = self._attempt(limit_bytes=lowest.limit_bytes, lowest_peak=lowest.lowest_peak)
-        return Planned(again, self._try(again, inputs), rounds + 1, sizes)
+        # What was generated without being compiled is compiled now, and checked like any other.
+        again = self._attempt(
+            limit_bytes=lowest.limit_bytes,
+            saved_limit_bytes=lowest.saved_limit_bytes,
+            lowest_peak=lowest.lowest_peak,
+            accept_bytes=None if lowest_may_exceed else accept_bytes,
+        )
+        compiled = self._try(again, inputs)
+        if compiled is None:
+            raise FloorExceeded(again)
+        return Planned(again, compiled, rounds + 1, sizes)
 
     def _lowest(self, known: Attempt | None, inputs: Sequence[Any]) -> Attempt:
         """The plan whose generated code has the lowest peak, among those of the lowest simulated

@@ -9,7 +9,7 @@ import torch
 
 import satcompile
 from tests.integration.test_use import Net
-from tests.integration.training import clear_gradients
+from tests.integration.training import measured
 from tests.zoo import build
 
 BUDGETS = 7
@@ -18,17 +18,12 @@ BUDGETS = 7
 def peak(run: Any, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[int, Any]:
     """Measured peak with what is resident, and the report of the graph."""
 
-    def step() -> Any:
-        output = run(**inputs)
-        loss = output.loss if hasattr(output, "loss") else output.square().sum()
-        loss.backward()
-        return output
-
-    clear_gradients(model)
-    step()
-    clear_gradients(model)
-    peak_bytes = satcompile.measure_peak(step)
-    clear_gradients(model)
+    peak_bytes = measured(
+        run,
+        model,
+        inputs,
+        loss_of=lambda output: output.loss if hasattr(output, "loss") else output.square().sum(),
+    )
     graph = satcompile.report(model).graphs[-1]
     torch.compiler.reset()
     return graph.resident_bytes + peak_bytes, graph

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import satcompile
+from satcompile import compilation
 from tests.integration.test_use import Net
-from tests.integration.training import clear_gradients
+from tests.integration.training import measured
 from tests.zoo import build
 
 KINDS = {
@@ -79,17 +81,26 @@ def test_at_the_floor_it_trains_within(gpt2: Any, above: float) -> None:
     budget_bytes = int(error.floor_bytes * above)
     run = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
 
-    def step() -> Any:
-        output = run(**inputs)
-        output.loss.backward()
-        return output
-
-    clear_gradients(model)
-    step()
-    clear_gradients(model)
-    peak_bytes = satcompile.measure_peak(step)
-    clear_gradients(model)
+    peak_bytes = measured(run, model, inputs)
     resident = bytes_of([*model.parameters(), *model.buffers(), *inputs.values()])
     assert resident + peak_bytes <= budget_bytes
     graph = satcompile.report(model).graphs[-1]
     assert graph.predicted_peak_bytes == pytest.approx(resident + peak_bytes, rel=0.01)
+
+
+def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowest plan is generated first and compiled later: should the two differ, the check
+    of the second must see it."""
+
+    def promised(*_: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            is_training=True, step_peak_bytes=0, limit_bytes=2**40, saved_limit_bytes=None,
+            lowest_peak=False,
+        )  # fmt: skip
+
+    monkeypatch.setattr(compilation, "_ROUNDS", 0)
+    monkeypatch.setattr(compilation.Compilation, "_lowest", promised)
+    run = torch.compile(Net(), backend="sat", options={"memory_budget": "60KB"})
+    with pytest.raises(satcompile.BudgetError) as caught:
+        run(torch.randn(64, 16))
+    assert caught.value.floor_bytes > 60_000

@@ -68,13 +68,14 @@ def measured(
     model: torch.nn.Module,
     inputs: Mapping[str, Any],
     context: Callable[[], Any] = contextlib.nullcontext,
+    loss_of: Callable[[Any], torch.Tensor] = lambda output: output.loss,
 ) -> int:
     """Peak bytes of a step as the budget counts it: the output is held, no gradient is set."""
 
     def step() -> Any:
         with context():
             output = run(**inputs)
-        output.loss.backward()
+        loss_of(output).backward()
         return output
 
     clear_gradients(model)
