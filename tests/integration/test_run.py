@@ -329,11 +329,16 @@ class Broken(Net):
 
 
 @pytest.mark.parametrize("share", [0.8, 0.6])
-def test_graph_breaks_hold_the_whole_from_the_second_step(device: str, share: float) -> None:
+def test_graph_breaks_hold_the_whole_from_the_second_step(
+    device: str, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
     model, x = Broken(4, 32).double().to(device), batch(device, 512)
     budget_bytes = int(share * default_peak(model, x))
     run = within(model, budget_bytes)
-    check_gradients(run, model, x)
+    with caplog.at_level("WARNING", "satcompile"):
+        check_gradients(run, model, x)
+    if share == 0.6:  # the first graph has taken too much for the second
+        assert "The first step may exceed it" in caplog.text
     for _ in range(2):
         clear_gradients(model)
         peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
