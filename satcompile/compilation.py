@@ -7,7 +7,6 @@ graph in Dynamo is kept for that, its inputs as fake tensors.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from satcompile.report.terminal import format_bytes
 from satcompile.residency import Residency
 from satcompile.torch_compat import (
     CompilationContext,
+    copy_of_captured,
     planning_for,
     size_expression,
     size_hint,
@@ -246,7 +246,7 @@ class Compilation:
     def _try(self, attempt: Attempt, inputs: Sequence[Any]) -> Any:
         """The compiled callable, or None where the attempt ended early."""
         try:
-            return attempt.compile(copy.deepcopy(self._gm), inputs)
+            return attempt.compile(copy_of_captured(self._gm), inputs)
         except (OverLimit, CodeOnly):
             return None
         finally:

@@ -10,6 +10,7 @@ Checked on torch 2.13.0 (Python 3.11) and 2.11.0 (Python 3.12).
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -421,6 +422,29 @@ class _StubModule:
     @staticmethod
     def call(args: list[Any]) -> list[Any]:
         raise AssertionError("a dry compilation was called")
+
+
+def copy_of_captured(gm: fx.GraphModule) -> fx.GraphModule:
+    """Dynamo's graph once more, to be compiled: nodes are copied, tensors shared.
+
+    ``copy.deepcopy`` would copy constants, and lose what Dynamo tells AOTAutograd by attributes
+    of the module and of its placeholders: which inputs are parameters, and where each comes from.
+    Torch's own partitioner would then save other values. ``_param_name_to_source``,
+    ``_dynamo_source``: 2.11, 2.13.
+    """
+    copied = fx.GraphModule(gm, copy.deepcopy(gm.graph), class_name=type(gm).__name__)
+    for name, body in gm.named_children():  # of checkpoint regions and the like
+        if isinstance(body, fx.GraphModule) and hasattr(copied, name):
+            setattr(copied, name, copy_of_captured(body))
+    copied.meta = dict(gm.meta)
+    for name, value in vars(gm).items():
+        if name not in vars(copied):
+            setattr(copied, name, value)
+    placeholders = (module.graph.find_nodes(op="placeholder") for module in (gm, copied))
+    for original, placeholder in zip(*placeholders, strict=True):
+        if hasattr(original, "_dynamo_source"):
+            placeholder._dynamo_source = original._dynamo_source
+    return copied
 
 
 class CompilationContext:

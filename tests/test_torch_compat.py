@@ -1,0 +1,50 @@
+"""What satcompile does with torch's private parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import checkpoint
+
+from satcompile.torch_compat import copy_of_captured
+
+
+class Checkpointed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.linear, x, use_reentrant=False) * self.scale
+
+
+def captured(model: torch.nn.Module, x: torch.Tensor) -> fx.GraphModule:
+    """The graph that Dynamo gives to a backend."""
+    graphs = []
+
+    def backend(gm: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphModule:
+        graphs.append(gm)
+        return gm
+
+    torch.compile(model, backend=backend)(x)
+    return graphs[0]
+
+
+def test_a_copied_graph_tells_what_dynamo_told() -> None:
+    gm = captured(Checkpointed(), torch.randn(2, 4))
+    gm.register_buffer("constant", torch.ones(3))
+    with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
+        gm.graph.get_attr("constant")
+    copied = copy_of_captured(gm)
+    assert copied.meta == gm.meta
+    assert copied._param_name_to_source is gm._param_name_to_source
+    for original, copy in zip(gm.graph.nodes, copied.graph.nodes, strict=True):
+        assert original is not copy
+        assert original.name == copy.name
+        if original.op == "placeholder":
+            assert copy._dynamo_source is original._dynamo_source
+    bodies = [body for _, body in copied.named_children() if isinstance(body, fx.GraphModule)]
+    assert bodies, "the checkpoint region's body"
+    assert not {id(body) for body in bodies} & {id(body) for body in gm.children()}
+    assert copied.constant is gm.constant
