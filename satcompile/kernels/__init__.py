@@ -1,0 +1,1 @@
+"""Kernels that are our own: C++ for the CPU, Triton for the GPU."""

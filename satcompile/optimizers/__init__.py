@@ -1,0 +1,1 @@
+"""Optimizers whose update is compiled: rules, state, and when they are applied."""
