@@ -11,9 +11,11 @@ from satcompile.errors import (
     OptionError,
     SatcompileError,
     UnsupportedError,
+    UpdateError,
     VerificationError,
 )
 from satcompile.measure import measure_peak
+from satcompile.optimizers.fused import fuse_optimizer
 from satcompile.report.registry import report
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "OptionError",
     "SatcompileError",
     "UnsupportedError",
+    "UpdateError",
     "VerificationError",
+    "fuse_optimizer",
     "measure_peak",
     "report",
 ]

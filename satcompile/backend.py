@@ -20,7 +20,6 @@ from satcompile.compilation import Compilation
 from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.options import Options, parse, refuse_mode
 from satcompile.report import registry
-from satcompile.residency import measure_residency
 
 log = logging.getLogger("satcompile")
 
@@ -83,18 +82,17 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
     record = registry.GraphRecord(_graph_name(), torch_compat.current_frame_code(), parameters)
     compilation = Compilation(gm, inputs, options)
+    bound: BoundGraph | UnlimitedGraph
     if options.memory_budget is None:
-        planned, bound = compilation.without_budget(inputs), None
+        bound = UnlimitedGraph(compilation, inputs, record)
     else:
         bound = BoundGraph(compilation, inputs, record)
-        planned = bound.first_plan(inputs)
+    planned = bound.first_plan(inputs)
     if not planned.attempt.is_training:
         return planned.compiled  # an inference graph: nothing is saved, nothing to plan
     _warn_of_recompile_limit()
     registry.add(record)
-    if bound is not None:
-        return bound
-    return UnlimitedGraph(planned, record, measure_residency(inputs))
+    return bound
 
 
 def _graph_name() -> str:

@@ -19,6 +19,7 @@ import torch
 from satcompile import balance
 from satcompile.compilation import Compilation, FloorExceeded, Planned, Sizes, over_budget
 from satcompile.errors import BudgetError
+from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord
@@ -53,22 +54,60 @@ class _Choice:
         return None if self.make_report is None else self.make_report()
 
 
-class UnlimitedGraph:
-    """Without a budget there is nothing to watch."""
+def trained_positions(inputs: Sequence[Any]) -> list[int]:
+    """Which of a graph's inputs are parameters that get a gradient."""
+    return [
+        position
+        for position, value in enumerate(inputs)
+        if isinstance(value, torch.nn.Parameter) and value.requires_grad
+    ]
 
-    def __init__(self, planned: Planned, record: GraphRecord, residency: Residency) -> None:
-        self._compiled, self._record = planned.compiled, record
-        attempt = planned.attempt
-        own = (attempt.step_peak_bytes, "generated code" if attempt.walk else "simulation")
-        report = partial(
-            graph_report,
-            record.name, attempt, attempt.walk, planned.rounds, residency, None, lambda: own,
-        )  # fmt: skip
-        record.decided = _Choice(planned, make_report=report)
+
+class UnlimitedGraph:
+    """A graph without a budget: torch's own plan, with the updates that its parameters ask for."""
+
+    def __init__(
+        self, compilation: Compilation, inputs: Sequence[Any], record: GraphRecord
+    ) -> None:
+        self._compilation, self._record = compilation, record
+        self._trained = trained_positions(inputs)
+        self._choices: dict[frozenset[int], _Choice] = {}
+
+    def first_plan(self, inputs: Sequence[Any]) -> Planned:
+        """Plan for the call that Dynamo compiles for."""
+        return self._choice(inputs, inputs).planned
 
     def __call__(self, *args: Any) -> Any:
+        choice = self._choice(args)
+        self._record.decided = choice
         self._record.observe(args)
-        return self._compiled(*args)
+        results = choice.planned.compiled(*args)
+        LEDGER.flew(args, self._trained, results)
+        return results
+
+    def _choice(self, args: Sequence[Any], example_inputs: Sequence[Any] | None = None) -> _Choice:
+        updates = LEDGER.positions(args, self._trained)
+        if updates not in self._choices:
+            if example_inputs is None and not self._compilation.can_plan_again:
+                updates = min(self._choices, key=len)  # what is not handed over is returned
+                return self._choices[updates]
+            compilation = self._compilation.with_updates(updates)
+            planned = compilation.without_budget(example_inputs)
+            self._choices[updates] = choice = _Choice(planned)
+            if planned.attempt.is_training:
+                choice.make_report = self._report_maker(planned, measure_residency(args))
+        return self._choices[updates]
+
+    def _report_maker(self, planned: Planned, residency: Residency) -> Callable[[], GraphReport]:
+        attempt, compilation = planned.attempt, self._compilation
+
+        def default() -> tuple[int, str]:
+            return compilation.default_peak_bytes(compilation.first_sizes, attempt)
+
+        return partial(
+            graph_report,
+            self._record.name, attempt, attempt.walk, planned.rounds, residency, None, default,
+        )  # fmt: skip
 
 
 class BoundGraph:
@@ -79,16 +118,13 @@ class BoundGraph:
     ) -> None:
         assert compilation.options.memory_budget is not None
         self.compilation, self.record = compilation, record
+        self._variants = {compilation.updates: compilation}
         self._asked = compilation.options.memory_budget
         self.plans: list[Planned] = []
         self.last_step: Step | None = None
         self._choices: dict[Any, _Choice] = {}
         self._budgets: dict[Sizes, int | None] = {}
-        self._trained = [
-            position
-            for position, value in enumerate(inputs)
-            if isinstance(value, torch.nn.Parameter) and value.requires_grad
-        ]
+        self._trained = trained_positions(inputs)
         watch_optimizers()
 
     def is_of_same_code(self, other: BoundGraph) -> bool:
@@ -117,6 +153,7 @@ class BoundGraph:
             STEPS.failed(call)
             raise
         STEPS.opened(call, results)
+        LEDGER.flew(args, self._trained, results)
         return results
 
     def _choice(
@@ -130,12 +167,21 @@ class BoundGraph:
         ends = (id(trained[0]), id(trained[-1])) if trained else ()
         earlier, later = call.earlier_shares(), call.later_shares()
         set_bytes = gradient_bytes(trained)
-        key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes())
+        updates = LEDGER.positions(args, self._trained)
+        if updates != self.compilation.updates:
+            self._switch_to(updates)
+        key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes(), updates)
         if key not in self._choices:
             if len(self._choices) >= _MOST_CHOICES:
                 self._choices.clear()
             self._choices[key] = self._choose(call, args, earlier, later, example_inputs)
         return self._choices[key]
+
+    def _switch_to(self, updates: frozenset[int]) -> None:
+        """From now on plan for backwards that hand over the gradients of these inputs."""
+        if updates not in self._variants:
+            self._variants[updates] = self.compilation.with_updates(updates)
+        self.compilation = self._variants[updates]
 
     # -- a decision ------------------------------------------------------------------------
 
@@ -169,6 +215,8 @@ class BoundGraph:
         return choice
 
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
+        if planned.attempt.updates != self.compilation.updates:
+            return False
         walk = planned.walk_at(self.compilation.symbols, sizes)
         if walk is None:
             simulated_bytes = planned.attempt.step_peak_bytes
@@ -234,7 +282,7 @@ class BoundGraph:
                 budget_bytes=room.budget_bytes, floor_bytes=floor_bytes, floor_op=self.name,
             )  # fmt: skip
         room.later = tuple(found.shares[1:])
-        return self.plans[0]
+        return next(p for p in self.plans if p.attempt.updates == self.compilation.updates)
 
     @property
     def name(self) -> str:

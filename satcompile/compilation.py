@@ -7,6 +7,7 @@ graph in Dynamo is kept for that, its inputs as fake tensors.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -121,15 +122,29 @@ class Compilation:
         self._gm = gm
         self._context = CompilationContext()
         self._inputs = self._context.fake_inputs(example_inputs)
+        self.updates: frozenset[int] = frozenset()
+        self._plain = self
         self._default: Planned | None = None
         self._default_saved: tuple[str, ...] = ()  # by name, once an attempt has found out
 
+    def with_updates(self, updates: frozenset[int]) -> Compilation:
+        """The same graph, whose backward hands the gradients of the inputs at ``updates`` to
+        their optimizer. What torch's own plan takes is still that of the graph without."""
+        variant = copy.copy(self._plain)
+        variant.updates = updates
+        return variant
+
     # -- plans -----------------------------------------------------------------------------
 
-    def without_budget(self, example_inputs: Sequence[Any]) -> Planned:
-        """Torch's own plan."""
-        attempt = self._attempt()
-        compiled = attempt.compile(self._gm, example_inputs)
+    def without_budget(self, example_inputs: Sequence[Any] | None) -> Planned:
+        """Torch's own plan; ``example_inputs`` are of Dynamo's call, None later."""
+        attempt = self._attempt(updates=self.updates)
+        if example_inputs is not None:
+            compiled = self._try(attempt, example_inputs)
+        else:
+            assert self._inputs is not None
+            with self._context.entered():
+                compiled = self._try(attempt, self._inputs)
         return Planned(attempt, compiled, 1, ())
 
     def within(
@@ -188,6 +203,7 @@ class Compilation:
                 accept_bytes=accept_bytes,
                 saved_limit_bytes=saved_limit_bytes,
                 default_within_bytes=0 if rounds else int(accept_bytes * (1 + _DEFAULT_MARGIN)),
+                updates=self.updates,
             )
             compiled = self._try(attempt, inputs)
             rounds += 1
@@ -213,6 +229,7 @@ class Compilation:
             saved_limit_bytes=lowest.saved_limit_bytes,
             lowest_peak=lowest.lowest_peak,
             accept_bytes=None if lowest_may_exceed else accept_bytes,
+            updates=self.updates,
         )
         compiled = self._try(again, inputs)
         if compiled is None:
@@ -222,7 +239,7 @@ class Compilation:
     def _lowest(self, known: Attempt | None, inputs: Sequence[Any]) -> Attempt:
         """The plan whose generated code has the lowest peak, among those of the lowest simulated
         peaks; generated, not compiled."""
-        lowest = self._attempt(lowest_peak=True, limit_bytes=0, dry=True)
+        lowest = self._attempt(lowest_peak=True, limit_bytes=0, dry=True, updates=self.updates)
         self._try(lowest, inputs)
         if not lowest.is_training:
             return lowest
@@ -231,7 +248,8 @@ class Compilation:
         # The same few whatever was tried before, so that a floor once named is met later.
         others = [known] if known is not None else []
         for rungs in _RUNGS_ABOVE_FLOOR:
-            others.append(self._attempt(limit_bytes=int(simulated_bytes / RUNG**rungs), dry=True))
+            limit_bytes = int(simulated_bytes / RUNG**rungs)
+            others.append(self._attempt(limit_bytes=limit_bytes, dry=True, updates=self.updates))
             self._try(others[-1], inputs)
         return min([lowest, *others], key=lambda attempt: attempt.step_peak_bytes)
 
@@ -272,11 +290,11 @@ class Compilation:
         """Allocations of torch's own plan, whose code is generated for that and not compiled
         (unless ``attempt`` is that plan); None where that code cannot be had."""
         assert attempt.outcome is not None
-        if attempt.outcome.plan.is_default:
+        if attempt.outcome.plan.is_default and not attempt.updates:
             return Planned(attempt, None, 1, self.first_sizes).walk_at(self.symbols, sizes)
-        if self._default is None and not self.can_plan_again:
+        if self._plain._default is None and not self.can_plan_again:
             return None
-        return self._code_of_default().walk_at(self.symbols, sizes)
+        return self._plain._code_of_default().walk_at(self.symbols, sizes)
 
     def _code_of_default(self, example_inputs: Sequence[Any] | None = None) -> Planned:
         if self._default is None:
@@ -304,7 +322,7 @@ class Compilation:
         if asked.auto:
             return residency.total_bytes + int(_free_bytes(self.device) * (1 - _AUTO_MARGIN))
         assert asked.share is not None
-        default = self._code_of_default(example_inputs)
+        default = self._plain._code_of_default(example_inputs)
         if not default.attempt.is_training:
             return None
         walk = default.walk_at(self.symbols, sizes)

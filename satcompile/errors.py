@@ -26,6 +26,14 @@ class UnsupportedError(SatcompileError):
     """A setting of torch under which satcompile cannot keep its promises."""
 
 
+class UpdateError(SatcompileError):
+    """An order of calls in which updates inside the backward would not be what eager does.
+
+    Raised before anything wrong is computed; where that cannot be foreseen, the message says
+    what has been applied already.
+    """
+
+
 class BudgetError(SatcompileError):
     """No valid plan is held whose peak is within the budget.
 

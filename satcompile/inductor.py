@@ -32,7 +32,9 @@ from satcompile.generated_code import (
     UnreadableCode,
     walk_step,
 )
+from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
+from satcompile.passes.fused_update import FusedUpdate
 from satcompile.passes.recompute import Recompute, budget_search
 from satcompile.planning_problem import PlanningProblem
 from satcompile.solver.search import BudgetSearch
@@ -63,6 +65,8 @@ class Attempt:
         lowest_peak: plan for the lowest peak.
         dry: stop when the code is generated.
         leaf_gradients: positions among the graph's inputs of leaves, whose gradients stay.
+        updates: positions among the graph's inputs of parameters whose gradients the backward is to
+            hand to their optimizer.
         on_backward: called when the backward begins to run.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
     """
@@ -76,6 +80,7 @@ class Attempt:
     lowest_peak: bool = False
     dry: bool = False
     leaf_gradients: frozenset[int] = frozenset()
+    updates: frozenset[int] = frozenset()
     on_backward: Callable[[], None] | None = None
     origins: dict[bool, dict[str, str]] = field(default_factory=dict, repr=False)
     outcome: pipeline.Outcome | None = None
@@ -86,6 +91,10 @@ class Attempt:
     unreadable: str | None = None
     _outputs: tuple[str | None, ...] = field(default=(), repr=False)
     transient_outputs: tuple[int, ...] = ()
+    fused_update: FusedUpdate | None = None
+    consumed: tuple[int, ...] = ()
+    _num_inputs: int = 0
+    _backward_passes: tuple[pipeline.PassRecord, ...] = ()
 
     @property
     def is_training(self) -> bool:
@@ -113,6 +122,12 @@ class Attempt:
         return budget_search(self.problem, self.options.solver_effort)
 
     @property
+    def passes(self) -> tuple[pipeline.PassRecord, ...]:
+        """What each pass did, those of the backward graph after those of the joint graph."""
+        assert self.outcome is not None
+        return (*self.outcome.passes, *self._backward_passes)
+
+    @property
     def num_outputs(self) -> int:
         """How many of the forward's results go to its caller."""
         return self.outcome.parts.num_outputs if self.outcome else 0
@@ -124,6 +139,7 @@ class Attempt:
             OverLimit: the code would allocate more than ``accept_bytes``.
             CodeOnly: the attempt is dry, and the code is there.
         """
+        self._num_inputs = len(example_inputs)
         patches = {**self.options.inductor, "custom_partitioner_fn": _Partitioner(self)}
         if self.dry:
             patches["fx_graph_cache"] = False  # a stub must not be stored as the graph's code
@@ -145,7 +161,12 @@ class Attempt:
                 static_lifetime_input_indices=static,
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
             )  # fmt: skip
-        self.problem = PlanningProblem(graph, CostModel(device_of(graph_device(gm))))
+        self.fused_update = self._fused_update(graph)
+        self.problem = PlanningProblem(
+            graph,
+            CostModel(device_of(graph_device(gm))),
+            self.fused_update.parameters if self.fused_update else (),
+        )
         recompute = Recompute(
             self.limit_bytes,
             self.lowest_peak,
@@ -161,6 +182,24 @@ class Attempt:
         self.transient_outputs = graph.transient_outputs
         return parts.forward, parts.backward
 
+    def _fused_update(self, graph: TrainingGraph) -> FusedUpdate | None:
+        """Which gradients to hand over. AOTAutograd drops inputs that are there twice and merges
+        those that overlap: the positions are then others, and all gradients are returned."""
+        if not self.updates or len(graph.primals) != self._num_inputs:
+            return None
+        owners = graph.owners
+        names: dict[fx.Node, list[str]] = {graph.primals[i]: [] for i in sorted(self.updates)}
+        for node in graph.graph.nodes:
+            if owners[node] in names and not graph.is_backward(node):
+                names[owners[node]].append(node.name)
+        return FusedUpdate(
+            {
+                slot: tuple(names[graph.primals[slot]])
+                for slot in sorted(self.updates)
+                if isinstance(graph.backward_outputs[slot], fx.Node)  # it gets a gradient
+            }
+        )
+
     def _compile_graph(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
     ) -> Any:
@@ -170,6 +209,10 @@ class Attempt:
         specs = [_spec(value, name) for value, name in zip(example_inputs, names, strict=True)]
         is_backward = bool(kwargs.get("is_backward"))
         outputs = () if is_backward else self._outputs
+
+        if is_backward and self.fused_update is not None:
+            self._backward_passes = (pipeline.run_backward(gm, self.fused_update),)
+            self.consumed = tuple(sorted(self.fused_update.parameters))
 
         copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
 
@@ -202,7 +245,11 @@ class Attempt:
         def run(args: list[Any]) -> Any:
             if self.on_backward is not None:
                 self.on_backward()
-            return compiled(args)
+            if not self.consumed:
+                return compiled(args)
+            with LEDGER.backward(self.consumed) as call:
+                results = compiled(args)
+            return call.filled(results)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
         return run
@@ -253,6 +300,7 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
                     attempt.default_within_bytes,
                     attempt.lowest_peak,
                     attempt.dry,
+                    sorted(attempt.updates),
                 )
             ),
         )

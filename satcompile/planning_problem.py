@@ -37,10 +37,13 @@ class PlanningProblem:
     Attributes:
         storages: the node that made each storage; a storage's index is its position.
         operations: the node of each of ``step.operations``.
+        consumed: positions among the backward's results of gradients that are not returned.
     """
 
-    def __init__(self, graph: TrainingGraph, costs: CostModel) -> None:
-        self.graph, self.costs = graph, costs
+    def __init__(
+        self, graph: TrainingGraph, costs: CostModel, consumed: Iterable[int] = ()
+    ) -> None:
+        self.graph, self.costs, self.consumed = graph, costs, frozenset(consumed)
         owners = graph.owners
         self.storages = [n for n in graph.graph.nodes if owners[n] is n and is_tensor(n)]
         self.index_of = {node: index for index, node in enumerate(self.storages)}
@@ -91,7 +94,15 @@ class PlanningProblem:
             gradients=self.storages_of(graph.nodes_of(graph.backward_outputs)),
             tangents=self.storages_of(graph.tangents),
             constant_bytes=self._layout_copies_bytes(),
+            consumed=self._consumed(),
         )
+
+    def _consumed(self) -> frozenset[int]:
+        results = self.graph.backward_outputs
+        taken = [n for i, n in enumerate(results) if i in self.consumed]
+        returned = [n for i, n in enumerate(results) if i not in self.consumed]
+        nodes_of, storages_of = self.graph.nodes_of, self.storages_of
+        return storages_of(nodes_of(taken)) - storages_of(nodes_of(returned))
 
     def _layout_copies_bytes(self) -> int:
         """Copies that Inductor makes on the CPU of what convolutions read, channels last, and

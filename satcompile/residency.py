@@ -182,7 +182,8 @@ def _step_on_fake(
             {**{k: v for k, v in plain.items() if k in settings}, "params": [fake]}
         ]
         try:
-            inspect.unwrap(type(optimizer).step)(twin)  # without hooks, profiling, gradients
+            torch_class = getattr(optimizer, "torch_class", type(optimizer))  # of a fused one
+            inspect.unwrap(torch_class.step)(twin)  # without hooks, profiling, gradients
         except Exception:
             # Any optimizer may come along, with any code in its step. Not predictable is an
             # answer, which the report shows; it is not a reason to stop the training.

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -403,11 +405,16 @@ def watching_generated_code(
         GraphLowering._compile_to_module_lines = original  # type: ignore[method-assign]
 
 
+def _origins_of(buffer: Any) -> Any:
+    """Of a buffer; what an operator writes into has none."""
+    return buffer.get_origins() if hasattr(buffer, "get_origins") else ()
+
+
 def _origins(lowering: Any) -> dict[str, str]:
     """For each buffer the name of the last node that went into it. 2.11, 2.13."""
     found = {}
     for name, buffer in lowering.name_to_buffer.items():
-        node = buffer.get_origin_node() or next(reversed(list(buffer.get_origins())), None)
+        node = buffer.get_origin_node() or next(reversed(list(_origins_of(buffer))), None)
         if node is not None:
             found[name] = node.name
     return found
@@ -621,3 +628,108 @@ def budget_solver() -> str:
 
 
 __all__: Sequence[str] = ()
+
+
+def load_cpp(source: str) -> Any:
+    """A library for this machine's CPU, built by Inductor's compiler with its flags and kept in
+    its cache. ``CppCodeCache``: 2.11 (always for the whole instruction set), 2.13 (if asked)."""
+    from torch._inductor.codecache import CppCodeCache
+
+    asks = "needs_vec_isa" in inspect.signature(CppCodeCache.load_async).parameters
+    return CppCodeCache.load(source, **({"needs_vec_isa": True} if asks else {}))
+
+
+def is_wrapper_tensor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is made of other tensors (DTensor and the like). 2.11, 2.13."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements fill its memory without gaps, in any order. 2.11, 2.13."""
+    return bool(torch.ops.aten.is_non_overlapping_and_dense.default(tensor))
+
+
+def current_backward_node() -> Any:
+    """The autograd node whose backward runs in this thread. 2.11, 2.13."""
+    return torch._C._current_autograd_node()
+
+
+def keeps_graph() -> bool:
+    """Whether the backward that runs may run again (``retain_graph``). 2.11, 2.13."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def will_accumulate(accumulation: Any) -> bool:
+    """Whether the backward that runs is to put a gradient into a leaf's ``.grad``, given the
+    leaf's ``AccumulateGrad``; it is not under ``autograd.grad``, which the engine says by an
+    exception, nor where ``inputs=`` leaves the leaf out. 2.11, 2.13."""
+    try:
+        return bool(torch._C._will_engine_execute_node(accumulation))
+    except RuntimeError:
+        return False
+
+
+def has_gradient_hooks(tensor: torch.Tensor) -> bool:
+    """Whether somebody is to be told of a leaf's gradient. 2.11, 2.13."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def inside_data_parallel() -> bool:
+    """Whether a forward of DistributedDataParallel is under way: its hooks lie where Python
+    cannot see them. 2.11, 2.13."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel._get_active_ddp_module() is not None
+
+
+def watch_loss_scaling(scaled: Callable[[], None]) -> None:
+    """Call ``scaled`` whenever a GradScaler, of whatever instance, scales a loss: the factor is
+    not to be seen in the gradients. ``GradScaler._enabled``: 2.11, 2.13."""
+    from torch.amp import GradScaler
+
+    original = GradScaler.scale
+    if hasattr(original, "_watched"):
+        return
+
+    @functools.wraps(original)
+    def scale(self: Any, outputs: Any) -> Any:
+        if self._enabled:
+            scaled()
+        return original(self, outputs)
+
+    scale._watched = True  # type: ignore[attr-defined]
+    GradScaler.scale = scale  # type: ignore[method-assign]
+
+
+def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> None:
+    """Call ``about_to_clip`` before torch clips gradients: with the parameters (norm), or with
+    None where not one gradient was found (values). ``clip_grad_norm_`` and ``clip_grad_value_``,
+    under whatever name they were imported, look these helpers up in their module. 2.11, 2.13."""
+    from torch.nn.utils import clip_grad
+
+    by_norm, by_value = (
+        clip_grad._clip_grads_with_norm_,
+        clip_grad._group_tensors_by_device_and_dtype,
+    )
+    if hasattr(by_norm, "_watched"):
+        return
+
+    @functools.wraps(by_norm)
+    def watched_norm(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        about_to_clip(parameters)
+        return by_norm(parameters, *args, **kwargs)
+
+    @functools.wraps(by_value)
+    def watched_value(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if not any(tensors):
+            about_to_clip(None)
+        return by_value(tensors, *args, **kwargs)
+
+    watched_norm._watched = True  # type: ignore[attr-defined]
+    clip_grad._clip_grads_with_norm_ = watched_norm
+    clip_grad._group_tensors_by_device_and_dtype = watched_value  # type: ignore[assignment]

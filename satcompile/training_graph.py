@@ -78,6 +78,12 @@ class TrainingGraph:
         return [node for node in self.inputs if "tangents" in str(node.target)]
 
     @cached_property
+    def primals(self) -> list[fx.Node]:
+        """Inputs of the forward; the backward's results are their gradients, in this order."""
+        tangents = set(self.tangents)
+        return [node for node in self.inputs if node not in tangents]
+
+    @cached_property
     def transient_outputs(self) -> tuple[int, ...]:
         """Positions of forward outputs that are updated inputs: copied back, then dropped."""
         output = next(iter(self.graph.find_nodes(op="output")))

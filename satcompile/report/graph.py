@@ -61,7 +61,7 @@ def graph_report(
         bound_kind=plan.bound_kind,
         saved=saved_rows(problem, plan),
         recomputed=recomputed_rows(plan),
-        passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.outcome.passes],
+        passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.passes],
         rounds=rounds,
         notes=notes,
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,

@@ -65,6 +65,8 @@ class Step:
             (updated buffers, which are copied into their places).
         gradients: storages that the backward returns.
         tangents: storages of the incoming gradients.
+        consumed: of the gradients those that an update inside the backward takes, so that they
+            are freed after their last reader like anything else.
         constant_bytes: alive from the forward to the end of the step whatever the plan
             (copies of weights and inputs in a layout that convolutions want).
     """
@@ -76,6 +78,7 @@ class Step:
     gradients: frozenset[int]
     tangents: frozenset[int]
     constant_bytes: int = 0
+    consumed: frozenset[int] = frozenset()
 
     def makers(self) -> dict[int, int]:
         return {
@@ -239,7 +242,7 @@ def _start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) ->
 def _backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
     """Labelled with positions in the order."""
     made = copies(step, order)
-    kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients)
+    kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients - step.consumed)
     return liveness_events(
         computations(step, made, kept),
         made.num_bytes(step),

@@ -1,0 +1,91 @@
+"""The sweep on the CPU: ``sweep.cpp``, compiled once per rule and dtype by Inductor's compiler.
+
+Weights, moments and step counters change in one call into C++, which no Python signal can
+interrupt half-way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+
+from satcompile.optimizers.rules import Rule, Update
+from satcompile.torch_compat import load_cpp
+
+_PIECE = 1 << 14  # elements for a thread at a time
+_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16, torch.float16: 15}
+
+_PARAMETER = np.dtype(
+    [
+        ("weight", "u8"), ("gradient", "u8"), ("moments", "u8", 3), ("step", "u8"),
+        ("numbers", "f8", 5), ("is_first", "i8"),
+    ]
+)  # fmt: skip
+
+
+def sweep(updates: Sequence[Update], scale: torch.Tensor | None = None) -> None:
+    """Apply ``updates`` of one rule and dtype; every gradient is multiplied by ``scale``."""
+    first = updates[0]
+    parameters = np.array([_row(update) for update in updates], dtype=_PARAMETER)
+    pieces = np.array(
+        [piece for i, update in enumerate(updates) for piece in _pieces(i, update)], dtype=np.int64
+    )
+    _library(first.rule, first.parameter.dtype).sweep(
+        ctypes.c_void_p(parameters.ctypes.data),
+        ctypes.c_int64(len(parameters)),
+        ctypes.c_void_p(pieces.ctypes.data),
+        ctypes.c_int64(len(pieces)),
+        ctypes.c_double(1.0 if scale is None else float(scale)),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+
+
+def _row(update: Update) -> tuple[Any, ...]:
+    numbers = update.numbers
+    moments = [moment.data_ptr() for moment in update.moments]
+    return (
+        update.parameter.data_ptr(),
+        update.gradient.data_ptr(),
+        moments + [0] * (3 - len(moments)),
+        0 if update.step is None else update.step.data_ptr(),
+        (numbers.lr, numbers.weight_decay, numbers.beta1, numbers.beta2, numbers.eps),
+        update.is_first,
+    )
+
+
+def _pieces(index: int, update: Update) -> Iterator[tuple[int, ...]]:
+    """(parameter, begin, rows, columns, stride) of what a thread does at a time."""
+    size = update.parameter.numel()
+    if update.tiles is None:
+        for begin in range(0, size, _PIECE):
+            yield index, begin, 1, min(_PIECE, size - begin), 0
+        return
+    rows = update.parameter.shape[0]
+    columns, block = size // rows, update.tiles.block
+    across = -(-columns // block)
+    for number in update.tiles.numbers.tolist():
+        if number < 0:
+            continue
+        row, column = number // across * block, number % across * block
+        height, width = min(block, rows - row), min(block, columns - column)
+        yield index, row * columns + column, height, width, columns
+
+
+@cache
+def _library(rule: Rule, dtype: torch.dtype) -> ctypes.CDLL:
+    defined = {
+        "SAT_BITS": _BITS[dtype],
+        "SAT_ADAM": int(rule.formula == "adam"),
+        "SAT_MOMENTS": rule.num_moments,
+        "SAT_DECOUPLED": int(rule.decoupled),
+        "SAT_NESTEROV": int(rule.nesterov),
+        "SAT_MAXIMIZE": int(rule.maximize),
+    }
+    head = "\n".join(f"#define {name} {value}" for name, value in defined.items())
+    return load_cpp(f"{head}\n{files(__package__).joinpath('sweep.cpp').read_text()}")

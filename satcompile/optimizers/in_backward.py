@@ -1,0 +1,338 @@
+"""Updates inside the backward: which gradients may be applied as they appear, and what was.
+
+The backward of a compiled graph hands each gradient to ``satcompile::update``. There, and not
+when the graph was compiled, it is decided what becomes of it: it is *applied* to its parameter
+and forgotten, or *kept* and returned, so that autograd treats it as ever and ``step()`` applies
+it. It is applied only where nobody else is to see it and no other gradient of the same
+parameter can follow before ``step()``:
+
+1. the parameter belongs to an optimizer with ``in_backward``, one backward per step, no clipping;
+2. its ``.grad`` is None, and it has no hooks;
+3. this is a plain ``backward()``: no ``retain_graph``, no ``autograd.grad``, no ``inputs=``;
+4. no other forward that used the parameter still waits for its backward;
+5. the loss was not scaled by a GradScaler, and the model is not inside DistributedDataParallel.
+
+After it was applied, the parameter is *spent* until ``step()``. Another gradient for a spent
+parameter would belong to the weights of before: an ``UpdateError``.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from satcompile.errors import UpdateError
+from satcompile.kernels.sweep import sweep
+from satcompile.optimizers.rules import Numbers
+from satcompile.optimizers.state import update_of
+from satcompile.optimizers.support import numbers_of
+from satcompile.torch_compat import (
+    backward_node,
+    current_backward_node,
+    has_gradient_hooks,
+    inside_data_parallel,
+    keeps_graph,
+    watch_clipping,
+    watch_loss_scaling,
+    will_accumulate,
+)
+
+NOTHING: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who updates a parameter inside the backward, by which group."""
+
+    optimizer: Any
+    group: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Flight:
+    """A forward whose backward has not begun; ``parameters`` by id."""
+
+    parameters: frozenset[int]
+
+
+@dataclass
+class Applied:
+    """What an optimizer's backward has applied since its last step, by the parameter's id."""
+
+    numbers: dict[int, Numbers] = field(default_factory=dict)
+
+
+class Ledger:
+    """Every optimizer that updates inside the backward, and what is under way."""
+
+    def __init__(self) -> None:
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._applied: weakref.WeakKeyDictionary[Any, Applied] = weakref.WeakKeyDictionary()
+        self._owners: dict[int, Owner] | None = None
+        self._counted: tuple[int, ...] = ()
+        self._flights: list[Flight] = []
+        self._loss_is_scaled = False
+        self._lock = threading.Lock()
+
+    # -- optimizers ------------------------------------------------------------------------
+
+    def add(self, optimizer: Any) -> None:
+        """``optimizer`` was fused, or fused anew with other settings."""
+        self._optimizers.add(optimizer)
+        self.changed()
+        if optimizer._fused_settings.in_backward:
+            watch_loss_scaling(self._scaled)
+            watch_clipping(self._about_to_clip)
+
+    def changed(self) -> None:
+        """Parameters or settings of some optimizer changed."""
+        self._owners = None
+
+    def owners(self) -> Mapping[int, Owner]:
+        """By the parameter's id."""
+        if not self._optimizers:
+            return {}
+        live = list(self._optimizers)
+        counted = tuple(len(g["params"]) for o in live for g in o.param_groups)
+        if self._owners is None or counted != self._counted:
+            self._owners, self._counted = _owners(live), counted
+        return self._owners
+
+    # -- forwards --------------------------------------------------------------------------
+
+    def positions(self, args: Sequence[Any], trained: Sequence[int]) -> frozenset[int]:
+        """Which of a graph's inputs are parameters that its backward may update."""
+        owners = self.owners()
+        if not owners or self._loss_is_scaled or inside_data_parallel():
+            return NOTHING
+        return frozenset(
+            position
+            for position in trained
+            if id(args[position]) in owners and not has_gradient_hooks(args[position])
+        )
+
+    def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
+        """A forward has run."""
+        owners = self.owners()
+        used = frozenset(id(args[position]) for position in trained) & owners.keys()
+        if not used:
+            return
+        tensors = (result for result in results if isinstance(result, torch.Tensor))
+        node = next((n for n in map(backward_node, tensors) if n is not None), None)
+        if node is None:
+            return
+        flight = Flight(used)
+        node.metadata["satcompile"] = flight
+        with self._lock:
+            self._flights.append(flight)
+        weakref.finalize(node, self._landed, flight).atexit = False
+
+    def _landed(self, flight: Flight | None) -> None:
+        with self._lock:
+            if flight in self._flights:
+                self._flights.remove(flight)
+
+    # -- backwards -------------------------------------------------------------------------
+
+    @contextmanager
+    def backward(self, slots: Sequence[int]) -> Iterator[Backward]:
+        """A compiled backward that hands over the gradients ``slots`` runs inside."""
+        node = current_backward_node()
+        flight = node.metadata.get("satcompile")
+        if not keeps_graph():
+            self._landed(flight)
+        with self._lock:
+            waiting = [other.parameters for other in self._flights if other is not flight]
+        shared = frozenset().union(*waiting) if waiting else NOTHING
+        call = Backward(self, self._decide(node, slots, shared))
+        _running.stack.append(call)
+        try:
+            yield call
+        finally:
+            _running.stack.pop()
+            torch.autograd.graph.increment_version(call.changed)
+
+    def _decide(
+        self, node: Any, slots: Sequence[int], shared: frozenset[int]
+    ) -> dict[int, tuple[torch.Tensor, Owner]]:
+        """Parameter and owner per slot whose gradient is to be applied."""
+        owners = self.owners()
+        found: dict[int, tuple[torch.Tensor, Owner]] = {}
+        seen: set[int] = set()
+        for slot in slots:
+            edge = node.next_functions[slot][0]
+            parameter = getattr(edge, "variable", None)
+            owner = owners.get(id(parameter))
+            if parameter is None or owner is None:
+                continue
+            if id(parameter) in self._numbers_applied(owner.optimizer):
+                raise _second_backward(parameter)
+            twice = id(parameter) in seen
+            seen.add(id(parameter))
+            if (
+                not twice
+                and id(parameter) not in shared
+                and parameter.grad is None
+                and not has_gradient_hooks(parameter)
+                and not self._loss_is_scaled
+                and not keeps_graph()
+                and will_accumulate(edge)
+            ):
+                found[slot] = (parameter, owner)
+            elif twice:
+                found = {s: f for s, f in found.items() if f[0] is not parameter}
+        return found
+
+    def applied(self, owner: Owner, parameter: torch.Tensor, numbers: Numbers) -> None:
+        self._applied.setdefault(owner.optimizer, Applied()).numbers[id(parameter)] = numbers
+
+    def _numbers_applied(self, optimizer: Any) -> Mapping[int, Numbers]:
+        applied = self._applied.get(optimizer)
+        return applied.numbers if applied is not None else {}
+
+    # -- the end of a step -----------------------------------------------------------------
+
+    def finish(self, optimizer: Any) -> None:
+        """``optimizer.step()`` was called: its parameters may be updated again.
+
+        Raises:
+            UpdateError: a spent parameter has a gradient, too, or was updated with other numbers
+                than its group has now.
+        """
+        applied = self._applied.pop(optimizer, None)
+        self._loss_is_scaled = False
+        if applied is None:
+            return
+        for group in optimizer.param_groups:
+            now = numbers_of(group, optimizer.torch_class)
+            for parameter in group["params"]:
+                numbers = applied.numbers.get(id(parameter))
+                if numbers is None:
+                    continue
+                if parameter.grad is not None:
+                    raise _gradient_from_elsewhere(parameter)
+                if numbers != now:
+                    raise UpdateError(
+                        "A learning rate or another setting of the optimizer was changed between "
+                        f"backward() and step(): the update was applied with {numbers}, the group "
+                        f"now says {now}. With in_backward=True set it before the backward."
+                    )
+
+    def check_not_applied(self, optimizer: Any) -> None:
+        """Before gradients are dropped.
+
+        Raises:
+            UpdateError: the update cannot be dropped with them.
+        """
+        if self._numbers_applied(optimizer):
+            self._applied.pop(optimizer)
+            raise UpdateError(
+                "zero_grad() was called between backward() and step(), but with in_backward=True "
+                "the backward has already updated the parameters; the update cannot be dropped. "
+                "Call step() after every backward(), and decide whether to skip a step before the "
+                "backward (by the loss), or use in_backward=False."
+            )
+
+    # -- what torch's own tools would not see ----------------------------------------------
+
+    def _scaled(self) -> None:
+        self._loss_is_scaled = True
+
+    def _about_to_clip(self, parameters: Sequence[Any] | None) -> None:
+        applied = {key for o in self._optimizers for key in self._numbers_applied(o)}
+        if applied and (parameters is None or not applied.isdisjoint(map(id, parameters))):
+            raise UpdateError(
+                "Gradient clipping misses gradients: with in_backward=True the backward has "
+                "applied and dropped them. Use satcompile.fuse_optimizer(optimizer, "
+                "in_backward=True, max_grad_norm=...), which clips as torch does, and remove the "
+                "call (in the Hugging Face Trainer: max_grad_norm=0)."
+            )
+
+
+def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
+    found: dict[int, Owner] = {}
+    memory: dict[int, int] = {}  # parameters that share memory are nobody's: both updates count
+    twice: set[int] = set()
+    for optimizer in optimizers:
+        if not optimizer._fused_settings.updates_in_backward:
+            continue
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in found:  # in two optimizers
+                    twice.add(id(parameter))
+                found[id(parameter)] = Owner(optimizer, group)
+                address = parameter.untyped_storage().data_ptr()
+                if memory.setdefault(address, id(parameter)) != id(parameter):
+                    twice.update((id(parameter), memory[address]))
+    return {key: owner for key, owner in found.items() if key not in twice}
+
+
+@dataclass(eq=False)
+class Backward:
+    """One run of a compiled backward."""
+
+    ledger: Ledger
+    to_apply: dict[int, tuple[torch.Tensor, Owner]]
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)
+    changed: list[torch.Tensor] = field(default_factory=list)
+
+    def take(self, gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
+        """Gradients have been computed; their memory is used again afterwards."""
+        updates = []
+        for slot, gradient in zip(slots, gradients, strict=True):
+            if slot not in self.to_apply:
+                self.kept[slot] = gradient.clone()
+                continue
+            parameter, owner = self.to_apply[slot]
+            update = update_of(
+                owner.optimizer, owner.group, owner.optimizer.torch_class, parameter, gradient
+            )
+            self.ledger.applied(owner, parameter, update.numbers)
+            self.changed.append(parameter)
+            updates.append(update)
+        sweep(updates)
+
+    def filled(self, results: Sequence[Any]) -> list[Any]:
+        """The backward's results, with the gradients that were kept."""
+        return [self.kept.get(slot, result) for slot, result in enumerate(results)]
+
+
+class _Running(threading.local):
+    """Backwards under way in this thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Backward] = []
+
+
+_running = _Running()
+LEDGER = Ledger()
+
+
+def take_gradients(gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
+    """What ``satcompile::update`` does."""
+    with torch.no_grad():
+        _running.stack[-1].take(gradients, slots)
+
+
+def _second_backward(parameter: torch.Tensor) -> UpdateError:
+    return UpdateError(
+        f"A second backward() before step(): the parameter of shape {tuple(parameter.shape)} has "
+        "been updated inside the first one, and this gradient belongs to the weights of before. "
+        "Nothing of the second backward was applied. To accumulate N backwards per step, use "
+        "satcompile.fuse_optimizer(optimizer, in_backward=True, accumulate=N)."
+    )
+
+
+def _gradient_from_elsewhere(parameter: torch.Tensor) -> UpdateError:
+    return UpdateError(
+        f"The parameter of shape {tuple(parameter.shape)} was updated inside the compiled backward "
+        "and then got another gradient, from outside that graph (an uncompiled use of the same "
+        "weight, such as a penalty on it). The update applied only a part of its gradient. Use "
+        "in_backward=False, or move the other use into the compiled model."
+    )
