@@ -2,11 +2,13 @@
 
 What the pass rewrites, in a backward graph:
 
-1. A gradient that is to be updated with goes to ``satcompile::update``, behind the last node that
+1. A gradient that is to be updated with goes to ``satcompile::update_``, behind the last node that
    reads the parameter's memory under any name (a saved parameter, a saved view of one, a view of
    either), and behind the node that computes the gradient.
-2. The operator declares that it writes into those inputs, so that Inductor moves no reader behind
-   it and gives the gradient's memory to others after it.
+2. The operator declares that it writes into those inputs, so that Inductor schedules no reader
+   behind it. Inductor's rewriting of the graph would all the same (it joins a product that reads
+   the weight with a sum further down), so the pass runs behind that, and the generated code is
+   checked (``check_order``). The gradient's memory is free after the operator.
 3. The graph returns None in the gradient's place.
 4. Small gradients wait for the next ones until together they are worth a call.
 
@@ -17,6 +19,7 @@ whether it may be applied at all (``satcompile.optimizers.in_backward``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,24 +27,31 @@ import torch
 from torch import fx
 
 from satcompile.aliases import storage_owners
+from satcompile.errors import UnsupportedError, VerificationError
 from satcompile.optimizers.in_backward import take_gradients
 from satcompile.training_graph import storage_bytes
 
 _WORTH_A_CALL = 1 << 20  # bytes of gradients,
 _SHARE_OF_ALL = 64  # or this part of them all, if that is less
 
+# A line of generated code.
+_CALL = re.compile(
+    r"torch\.ops\.satcompile\.update_\.default\(.*, \[(?P<read>[^\[\]]*)\], \[(?P<slots>[\d, ]*)\]\)$"
+)
+_NAME, _NUMBER = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\d+")
+
 _library = torch.library.Library("satcompile", "FRAGMENT")
-_library.define("update(Tensor[] gradients, Tensor(a!)[] read, int[] slots) -> ()")
+_library.define("update_(Tensor[] gradients, Tensor(a!)[] read, int[] slots) -> ()")
 
 
-@torch.library.impl(_library, "update", "CompositeExplicitAutograd")
+@torch.library.impl(_library, "update_", "CompositeExplicitAutograd")
 def _update(
     gradients: Sequence[torch.Tensor], read: Sequence[torch.Tensor], slots: Sequence[int]
 ) -> None:
     take_gradients(gradients, slots)
 
 
-@torch.library.register_fake("satcompile::update", lib=_library)
+@torch.library.register_fake("satcompile::update_", lib=_library)
 def _update_fake(
     gradients: Sequence[torch.Tensor], read: Sequence[torch.Tensor], slots: Sequence[int]
 ) -> None:
@@ -65,32 +75,35 @@ class FusedUpdate:
     Attributes:
         parameters: by a gradient's position among the backward's results: names of the
             backward's inputs that share memory with the parameter.
+        num_bytes: of these gradients.
     """
 
     parameters: Mapping[int, tuple[str, ...]]
+    num_bytes: int
     name: str = "fused_update"
 
-    def run(self, graph: fx.Graph) -> str:
-        """Rewrite ``graph``; what changed, in words."""
+    @property
+    def description(self) -> str:
+        """What changed, in words."""
+        mebibytes = self.num_bytes / 2**20
+        count = len(self.parameters)
+        return f"{count} gradients ({mebibytes:.2f} MiB) go to their optimizer as they appear"
+
+    def run(self, graph: fx.Graph) -> None:
+        """Rewrite ``graph``."""
         output = next(iter(graph.find_nodes(op="output")))
         results = list(output.args[0])
         ready = sorted(self._ready(graph, results), key=lambda r: (r.position, r.slot))
         nodes = list(graph.nodes)
-        calls = list(_groups(ready))
-        for group in calls:
+        for group in _groups(ready):
             read = tuple(dict.fromkeys(node for each in group for node in each.read))
             arguments = ([r.gradient for r in group], list(read), [r.slot for r in group])
             with graph.inserting_after(nodes[group[-1].position]):
-                call = graph.call_function(torch.ops.satcompile.update.default, arguments)
+                call = graph.call_function(torch.ops.satcompile.update_.default, arguments)
             call.meta["val"] = None
         for each in ready:
             results[each.slot] = None
         output.args = (type(output.args[0])(results),)
-        num_bytes = sum(storage_bytes(each.gradient.meta["val"]) for each in ready)
-        return (
-            f"{len(ready)} gradients ({num_bytes} bytes) go to their optimizer, in {len(calls)} "
-            "calls, and are not returned"
-        )
 
     def _ready(self, graph: fx.Graph, results: Sequence[object]) -> Iterator[_Ready]:
         owners = storage_owners(graph)
@@ -109,6 +122,39 @@ class FusedUpdate:
             read = tuple(inputs[name] for name in names if name in inputs)
             behind = max([first, position[gradient], *(last_reader.get(n, 0) for n in read)])
             yield _Ready(behind, slot, gradient, read)
+
+
+def check_order(source: str, num_slots: int) -> None:
+    """Refuse generated code that reads a parameter's memory behind its update.
+
+    Raises:
+        UnsupportedError: the updates are not all to be found, so the order cannot be checked.
+        VerificationError: a reader stands behind an update.
+    """
+    written: set[str] = set()
+    found = 0
+    for line in source.splitlines():
+        line = line.strip()
+        call = _CALL.match(line)
+        if call is None:
+            late = written.intersection(_NAME.findall(line)) if written else ()
+            if late and not line.startswith(("del ", "#")):
+                raise VerificationError(
+                    f"Generated code reads {', '.join(sorted(late))} behind its update: {line}. "
+                    "This is a defect of satcompile; please report it with the model. To train "
+                    "meanwhile, use fuse_optimizer(optimizer, in_backward=False)."
+                )
+        if call is not None:
+            found += len(_NUMBER.findall(call["slots"]))
+            written.update(_NAME.findall(call["read"]))
+        if line.startswith("return "):
+            written.clear()  # the end of the function
+    if found != num_slots:
+        raise UnsupportedError(
+            f"{found} of {num_slots} updates were found in the code that Inductor generated, "
+            "so their order cannot be checked (with cpp_wrapper the code is C++). Use "
+            "fuse_optimizer(optimizer, in_backward=False)."
+        )
 
 
 def _groups(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:

@@ -34,11 +34,11 @@ from satcompile.generated_code import (
 )
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
-from satcompile.passes.fused_update import FusedUpdate
+from satcompile.passes.fused_update import FusedUpdate, check_order
 from satcompile.passes.recompute import Recompute, budget_search
 from satcompile.planning_problem import PlanningProblem
 from satcompile.solver.search import BudgetSearch
-from satcompile.training_graph import TrainingGraph
+from satcompile.training_graph import TrainingGraph, is_tensor, storage_bytes
 
 log = logging.getLogger("satcompile")
 
@@ -68,6 +68,7 @@ class Attempt:
         updates: positions among the graph's inputs of parameters whose gradients the backward is to
             hand to their optimizer.
         on_backward: called when the backward begins to run.
+        _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
     """
 
@@ -92,9 +93,8 @@ class Attempt:
     _outputs: tuple[str | None, ...] = field(default=(), repr=False)
     transient_outputs: tuple[int, ...] = ()
     fused_update: FusedUpdate | None = None
-    consumed: tuple[int, ...] = ()
+    _edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
-    _backward_passes: tuple[pipeline.PassRecord, ...] = ()
 
     @property
     def is_training(self) -> bool:
@@ -125,7 +125,15 @@ class Attempt:
     def passes(self) -> tuple[pipeline.PassRecord, ...]:
         """What each pass did, those of the backward graph after those of the joint graph."""
         assert self.outcome is not None
-        return (*self.outcome.passes, *self._backward_passes)
+        if self.fused_update is None:
+            return self.outcome.passes
+        changed = self.fused_update.description
+        return (*self.outcome.passes, pipeline.PassRecord(self.fused_update.name, 0.0, changed))
+
+    @property
+    def consumed(self) -> tuple[int, ...]:
+        """Positions of gradients that the backward does not return."""
+        return tuple(sorted(self.fused_update.parameters)) if self.fused_update else ()
 
     @property
     def num_outputs(self) -> int:
@@ -192,13 +200,13 @@ class Attempt:
         for node in graph.graph.nodes:
             if owners[node] in names and not graph.is_backward(node):
                 names[owners[node]].append(node.name)
-        return FusedUpdate(
-            {
-                slot: tuple(names[graph.primals[slot]])
-                for slot in sorted(self.updates)
-                if isinstance(graph.backward_outputs[slot], fx.Node)  # it gets a gradient
-            }
-        )
+        results = graph.backward_outputs
+        slots = [slot for slot in sorted(self.updates) if isinstance(results[slot], fx.Node)]
+        tensors = [i for i, node in enumerate(graph.primals) if is_tensor(node)]
+        edges = {position: edge for edge, position in enumerate(tensors)}
+        self._edges = {slot: edges[slot] for slot in slots}
+        num_bytes = sum(storage_bytes(results[slot].meta["val"]) for slot in slots)
+        return FusedUpdate({s: tuple(names[graph.primals[s]]) for s in slots}, num_bytes)
 
     def _compile_graph(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
@@ -210,10 +218,6 @@ class Attempt:
         is_backward = bool(kwargs.get("is_backward"))
         outputs = () if is_backward else self._outputs
 
-        if is_backward and self.fused_update is not None:
-            self._backward_passes = (pipeline.run_backward(gm, self.fused_update),)
-            self.consumed = tuple(sorted(self.fused_update.parameters))
-
         copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
 
         def generated(source: str, origins: dict[str, str]) -> None:
@@ -223,12 +227,15 @@ class Attempt:
                 self.forward = graph
                 return
             self.backward = graph
+            if self.fused_update is not None:
+                check_order(source, len(self.consumed))
             self._check_allocations()
             if self.dry:
                 raise CodeOnly
 
         with (
             self._fusion_policy(is_backward),
+            self._updates_inserted() if is_backward else nullcontext(),
             torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward),
         ):
             compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
@@ -246,13 +253,22 @@ class Attempt:
             if self.on_backward is not None:
                 self.on_backward()
             if not self.consumed:
+                LEDGER.plain_backward()
                 return compiled(args)
-            with LEDGER.backward(self.consumed) as call:
+            with LEDGER.backward(self._edges) as call:
                 results = compiled(args)
             return call.filled(results)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
         return run
+
+    def _updates_inserted(self) -> AbstractContextManager[None]:
+        """The backward stage, which has one pass. It runs last: Inductor's own patterns would
+        move readers of a parameter behind its update, or stop at the update."""
+        if self.fused_update is None:
+            return nullcontext()
+        key = torch_compat.digest(_source_digest(), repr(self.fused_update))
+        return torch_compat.rewriting_last(self.fused_update.run, key)
 
     def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
         """A plan's backward keeps its order; without a plan of ours Inductor fuses as it will.
@@ -292,6 +308,9 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
         self._uuid = torch_compat.digest(
             _source_digest(),
             torch.__version__,
+            # Code that may overwrite what was saved is wrong where a graph is retained, and the
+            # cache of Inductor's code does not tell the two apart by itself.
+            repr(torch_compat.may_overwrite_saved()),
             repr(attempt.options),
             repr(
                 (

@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import fx
-
 from satcompile.partition import Partition, partition
-from satcompile.passes.fused_update import FusedUpdate
 from satcompile.passes.recompute import Recompute
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
@@ -74,15 +71,6 @@ def run(problem: PlanningProblem, recompute: Recompute) -> Outcome:
     check_partition(before, parts, plan, problem, [r.name for r in records])
     records.append(_since(started, "verify", "every emitted value is one of the joint graph's"))
     return Outcome(plan, parts, tuple(records))
-
-
-def run_backward(module: fx.GraphModule, fused_update: FusedUpdate) -> PassRecord:
-    """Run the backward stage on a backward graph, in place."""
-    started = time.perf_counter()
-    changed = fused_update.run(module.graph)
-    module.graph.lint()
-    module.recompile()
-    return _since(started, fused_update.name, changed)
 
 
 def _since(started: float, name: str, changed: str) -> PassRecord:

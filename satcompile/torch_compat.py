@@ -169,6 +169,12 @@ def activation_budget() -> float:
     return float(functorch_config.activation_memory_budget)
 
 
+def may_overwrite_saved() -> bool:
+    """Whether a backward may use the memory of saved tensors again (``donated_buffer``).
+    2.11, 2.13."""
+    return bool(functorch_config.donated_buffer)
+
+
 def current_frame_code() -> Any | None:
     """The code object that Dynamo is compiling now, None outside Dynamo. 2.11, 2.13."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -370,6 +376,32 @@ def without_horizontal_fusion() -> Iterator[None]:
             return bool(MixOrderReduction.can_fuse(node1, node2))
 
     with V.set_choices_handler(VerticalOnly()):
+        yield
+
+
+@contextlib.contextmanager
+def rewriting_last(rewrite: Callable[[fx.Graph], Any], key: str) -> Iterator[None]:
+    """Graphs compiled inside are handed to ``rewrite`` behind Inductor's own rewriting, which may
+    move readers, and behind a pass that the user set there. ``key`` tells caches what it does.
+    ``post_grad_custom_post_pass``: 2.11 (one pass), 2.13 (one or several)."""
+    from torch._inductor import config
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    theirs = config.post_grad_custom_post_pass
+    earlier: list[Any] = (
+        list(theirs) if isinstance(theirs, (list, tuple)) else [theirs] if theirs else []
+    )
+
+    class Last(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            for each in earlier:
+                each(graph)
+            rewrite(graph)
+
+        def uuid(self) -> Any:
+            return (key, *(each.uuid() for each in earlier))
+
+    with config.patch(post_grad_custom_post_pass=Last()):
         yield
 
 
@@ -654,6 +686,11 @@ def is_dense(tensor: torch.Tensor) -> bool:
 def current_backward_node() -> Any:
     """The autograd node whose backward runs in this thread. 2.11, 2.13."""
     return torch._C._current_autograd_node()
+
+
+def current_backward_task() -> int:
+    """A number for the ``backward()`` that runs in this thread. 2.11, 2.13."""
+    return int(torch._C._current_graph_task_id())
 
 
 def keeps_graph() -> bool:

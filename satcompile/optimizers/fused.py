@@ -120,7 +120,7 @@ def _count_for_schedulers(optimizer: torch.optim.Optimizer) -> None:
         return type(alive).step(alive, *args, **kwargs)
 
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = step
+    optimizer.step = step  # type: ignore[method-assign]
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -136,7 +136,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _fused_settings = Settings()
 
     @torch.compiler.disable
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply the gradients that are set, after ``closure`` where one is given.
 
         Raises:
@@ -183,7 +183,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise
         backward_updates.LEDGER.changed()
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's; settings that cannot be fused are refused before anything is loaded."""
         check_groups([{**g, "params": ()} for g in state_dict["param_groups"]], self.torch_class)
         super().load_state_dict(state_dict)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Updates inside the backward: which gradients may be applied as they appear, and what was.
 
-The backward of a compiled graph hands each gradient to ``satcompile::update``. There, and not
+The backward of a compiled graph hands each gradient to ``satcompile::update_``. There, and not
 when the graph was compiled, it is decided what becomes of it: it is *applied* to its parameter
 and forgotten, or *kept* and returned, so that autograd treats it as ever and ``step()`` applies
 it. It is applied only where nobody else is to see it and no other gradient of the same
@@ -9,7 +9,8 @@ parameter can follow before ``step()``:
 1. the parameter belongs to an optimizer with ``in_backward``, one backward per step, no clipping;
 2. its ``.grad`` is None, and it has no hooks;
 3. this is a plain ``backward()``: no ``retain_graph``, no ``autograd.grad``, no ``inputs=``;
-4. no other forward that used the parameter still waits for its backward;
+4. no other forward that used the parameter still waits for its backward, and no other graph has
+   returned a gradient for it in the same ``backward()``;
 5. the loss was not scaled by a GradScaler, and the model is not inside DistributedDataParallel.
 
 After it was applied, the parameter is *spent* until ``step()``. Another gradient for a spent
@@ -35,6 +36,7 @@ from satcompile.optimizers.support import numbers_of
 from satcompile.torch_compat import (
     backward_node,
     current_backward_node,
+    current_backward_task,
     has_gradient_hooks,
     inside_data_parallel,
     keeps_graph,
@@ -77,6 +79,7 @@ class Ledger:
         self._owners: dict[int, Owner] | None = None
         self._counted: tuple[int, ...] = ()
         self._flights: list[Flight] = []
+        self._kept: tuple[int, set[int]] = (-1, set())
         self._loss_is_scaled = False
         self._lock = threading.Lock()
 
@@ -140,17 +143,31 @@ class Ledger:
 
     # -- backwards -------------------------------------------------------------------------
 
+    def plain_backward(self) -> None:
+        """A compiled backward is about to run that returns all gradients."""
+        if not self._optimizers:
+            return
+        flight = self._flight_of(current_backward_node())
+        if flight is not None:
+            self._kept_in_this_task().update(flight.parameters)
+
     @contextmanager
-    def backward(self, slots: Sequence[int]) -> Iterator[Backward]:
-        """A compiled backward that hands over the gradients ``slots`` runs inside."""
+    def backward(self, edges: Mapping[int, int]) -> Iterator[Backward]:
+        """A compiled backward runs inside that hands gradients over.
+
+        Args:
+            edges: by a gradient's position, its position among autograd's edges.
+        """
         node = current_backward_node()
-        flight = node.metadata.get("satcompile")
-        if not keeps_graph():
-            self._landed(flight)
+        flight = self._flight_of(node)
         with self._lock:
             waiting = [other.parameters for other in self._flights if other is not flight]
-        shared = frozenset().union(*waiting) if waiting else NOTHING
-        call = Backward(self, self._decide(node, slots, shared))
+        kept = self._kept_in_this_task()
+        to_apply = self._decide(node, edges, kept.union(*waiting))
+        applied = {id(parameter) for parameter, _ in to_apply.values()}
+        if flight is not None:
+            kept.update(flight.parameters - applied)
+        call = Backward(self, to_apply)
         _running.stack.append(call)
         try:
             yield call
@@ -158,15 +175,29 @@ class Ledger:
             _running.stack.pop()
             torch.autograd.graph.increment_version(call.changed)
 
+    def _flight_of(self, node: Any) -> Flight | None:
+        found: Flight | None = node.metadata.get("satcompile")
+        if not keeps_graph():
+            self._landed(found)
+        return found
+
+    def _kept_in_this_task(self) -> set[int]:
+        """Parameters to which autograd itself will have given a gradient when the ``backward()``
+        that runs has ended: it adds up what several graphs return before anyone sees it."""
+        task = current_backward_task()
+        if self._kept[0] != task:
+            self._kept = (task, set())
+        return self._kept[1]
+
     def _decide(
-        self, node: Any, slots: Sequence[int], shared: frozenset[int]
+        self, node: Any, edges: Mapping[int, int], shared: set[int]
     ) -> dict[int, tuple[torch.Tensor, Owner]]:
         """Parameter and owner per slot whose gradient is to be applied."""
         owners = self.owners()
         found: dict[int, tuple[torch.Tensor, Owner]] = {}
         seen: set[int] = set()
-        for slot in slots:
-            edge = node.next_functions[slot][0]
+        for slot, position in edges.items():
+            edge = node.next_functions[position][0]
             parameter = getattr(edge, "variable", None)
             owner = owners.get(id(parameter))
             if parameter is None or owner is None:
@@ -315,7 +346,7 @@ LEDGER = Ledger()
 
 
 def take_gradients(gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
-    """What ``satcompile::update`` does."""
+    """What ``satcompile::update_`` does."""
     with torch.no_grad():
         _running.stack[-1].take(gradients, slots)
 
