@@ -22,11 +22,18 @@ def llama(layers: int, hidden: int, intermediate: int, vocabulary: int) -> torch
     return transformers.LlamaForCausalLM(config)
 
 
-def gpt2(layers: int, hidden: int, vocabulary: int, positions: int) -> torch.nn.Module:
-    """A GPT-2 with heads of 32, dropout on."""
+def gpt2(
+    layers: int,
+    hidden: int,
+    vocabulary: int,
+    positions: int,
+    heads_of: int = 32,
+    dropout: float = 0.1,
+) -> torch.nn.Module:
+    """A GPT-2."""
     config = transformers.GPT2Config(
-        n_layer=layers, n_embd=hidden, n_head=hidden // 32, vocab_size=vocabulary,
-        n_positions=positions, use_cache=False, bos_token_id=1, eos_token_id=1,
+        n_layer=layers, n_embd=hidden, n_head=hidden // heads_of, vocab_size=vocabulary,
+        n_positions=positions, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, use_cache=False, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # transformers guesses it from class names, with a warning

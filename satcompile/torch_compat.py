@@ -668,7 +668,10 @@ def load_cpp(source: str) -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     asks = "needs_vec_isa" in inspect.signature(CppCodeCache.load_async).parameters
-    return CppCodeCache.load(source, **({"needs_vec_isa": True} if asks else {}))
+    # Inductor writes vectors out and leaves loops as they are. A root that sets errno cannot be
+    # taken of several numbers at once.
+    flags = ("-ftree-loop-vectorize", "-fno-math-errno")
+    return CppCodeCache.load(source, extra_flags=flags, **({"needs_vec_isa": True} if asks else {}))
 
 
 def is_wrapper_tensor(tensor: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ parameter would belong to the weights of before: an ``UpdateError``.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,10 @@ from satcompile.torch_compat import (
     will_accumulate,
 )
 
+log = logging.getLogger("satcompile")
+
+_HOOKS = "a hook is to see them"
+_SCALED = "a GradScaler scaled the loss"
 NOTHING: frozenset[int] = frozenset()
 
 
@@ -81,6 +86,7 @@ class Ledger:
         self._flights: list[Flight] = []
         self._kept: tuple[int, set[int]] = (-1, set())
         self._loss_is_scaled = False
+        self._told: set[str] = set()
         self._lock = threading.Lock()
 
     # -- optimizers ------------------------------------------------------------------------
@@ -112,13 +118,17 @@ class Ledger:
     def positions(self, args: Sequence[Any], trained: Sequence[int]) -> frozenset[int]:
         """Which of a graph's inputs are parameters that its backward may update."""
         owners = self.owners()
-        if not owners or self._loss_is_scaled or inside_data_parallel():
+        owned = [p for p in trained if id(args[p]) in owners] if owners else []
+        if owned and self._loss_is_scaled:
+            self._tell(_SCALED)
             return NOTHING
-        return frozenset(
-            position
-            for position in trained
-            if id(args[position]) in owners and not has_gradient_hooks(args[position])
-        )
+        if owned and inside_data_parallel():
+            self._tell("DistributedDataParallel is to see them")
+            return NOTHING
+        hooked = {position for position in owned if has_gradient_hooks(args[position])}
+        if hooked:
+            self._tell(_HOOKS)
+        return frozenset(owned) - hooked
 
     def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
         """A forward has run."""
@@ -206,19 +216,37 @@ class Ledger:
                 raise _second_backward(parameter)
             twice = id(parameter) in seen
             seen.add(id(parameter))
-            if (
-                not twice
-                and id(parameter) not in shared
-                and parameter.grad is None
-                and not has_gradient_hooks(parameter)
-                and not self._loss_is_scaled
-                and not keeps_graph()
-                and will_accumulate(edge)
-            ):
-                found[slot] = (parameter, owner)
-            elif twice:
+            reason = self._reason_to_keep(parameter, edge, shared)
+            if twice:  # the graph has it as two inputs
                 found = {s: f for s, f in found.items() if f[0] is not parameter}
+            elif reason is None:
+                found[slot] = (parameter, owner)
+            else:
+                self._tell(reason)
         return found
+
+    def _reason_to_keep(self, parameter: torch.Tensor, edge: Any, shared: set[int]) -> str | None:
+        if id(parameter) in shared:
+            return "another graph, or another forward, uses the parameter in this step"
+        if parameter.grad is not None:
+            return "there is a gradient in .grad already"
+        if has_gradient_hooks(parameter):
+            return _HOOKS
+        if self._loss_is_scaled:
+            return _SCALED
+        if keeps_graph():
+            return "the graph is retained"
+        return None if will_accumulate(edge) else "gradients were asked for, not accumulated"
+
+    def _tell(self, reason: str) -> None:
+        """Once per reason."""
+        if reason not in self._told:
+            self._told.add(reason)
+            log.warning(
+                "in_backward=True: gradients are returned to autograd and applied by step(), "
+                "without the saving in memory, because %s.",
+                reason,
+            )
 
     def applied(self, owner: Owner, parameter: torch.Tensor, numbers: Numbers) -> None:
         self._applied.setdefault(owner.optimizer, Applied()).numbers[id(parameter)] = numbers
