@@ -186,7 +186,7 @@ class Ledger:
             torch.autograd.graph.increment_version(call.changed)
 
     def _flight_of(self, node: Any) -> Flight | None:
-        found: Flight | None = node.metadata.get("satcompile")
+        found: Flight | None = None if node is None else node.metadata.get("satcompile")
         if not keeps_graph():
             self._landed(found)
         return found

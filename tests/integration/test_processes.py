@@ -98,6 +98,50 @@ def test_two_data_parallel_processes_get_exact_gradients_and_equal_plans(tmp_pat
             torch.testing.assert_close(found, parameter.grad, rtol=1e-11, atol=1e-13)
 
 
+def _fuse_on_one_rank(rank: int, folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = Net().double()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
+    satcompile.fuse_optimizer(optimizer, in_backward=True)
+    compiled = torch.compile(parallel, backend="sat")
+    x = torch.randn(2, 64, 16, dtype=torch.float64)[rank]
+    for _ in range(3):
+        compiled(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save([p.detach() for p in model.parameters()], f"{folder}/rank{rank}.pt")
+    sharded = fully_shard(Net())
+    try:
+        satcompile.fuse_optimizer(torch.optim.AdamW(sharded.parameters()))
+    except satcompile.UnsupportedError as error:
+        assert "DTensor" in str(error) and "FSDP2" in str(error)
+    else:
+        raise AssertionError("FSDP2 must be refused")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_data_parallel_processes_update_by_the_mean_and_fsdp2_is_refused(tmp_path: Path) -> None:
+    mp.spawn(_fuse_on_one_rank, args=(str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    model = Net().double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
+    x = torch.randn(2, 64, 16, dtype=torch.float64)
+    for _ in range(3):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for rank in range(2):
+        for found, wanted in zip(
+            torch.load(tmp_path / f"rank{rank}.pt"), model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_no_op_source_change_changes_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from satcompile import inductor
     from satcompile.options import parse
