@@ -195,6 +195,8 @@ class Attempt:
         those that overlap: the positions are then others, and all gradients are returned."""
         if not self.updates or len(graph.primals) != self._num_inputs:
             return None
+        if FusedUpdate.name in self.options.disable_passes:
+            return None
         owners = graph.owners
         names: dict[fx.Node, list[str]] = {graph.primals[i]: [] for i in sorted(self.updates)}
         for node in graph.graph.nodes:

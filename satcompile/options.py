@@ -16,7 +16,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, TypeAdapter, ValidationErr
 
 from satcompile.errors import OptionError
 
-PASS_NAMES = ("recompute",)
+PASS_NAMES = ("recompute", "fused_update")
 
 _BUDGET_FORMS = 'bytes as an int, "6GiB", "800MB", "60% of default" or "auto"'
 _ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"

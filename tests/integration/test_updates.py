@@ -516,6 +516,13 @@ def test_scheduler_made_before(device: str) -> None:
     assert optimizer.state[model.weight]["step"] == 1
 
 
+def test_the_pass_can_be_left_out(device: str) -> None:
+    pair = Pair(device, options={"disable_passes": ["fused_update"]})
+    loss(pair.run, pair.inputs()[0]).backward()
+    assert pair.model.mix.weight.grad is not None
+    pair.optimizer.step()
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 
