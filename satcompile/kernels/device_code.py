@@ -41,13 +41,11 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 @triton.jit
-def _adam(
-    pointers, offsets, mask, p, g, scalars, NUM_MOMENTS: tl.constexpr, DECOUPLED: tl.constexpr
-):
+def _adam(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
     """The new weights; moments are read and written here."""
     _, mean, square, largest = pointers
     rate, decay, pull, take, beta2, root, eps, _ = scalars
-    if DECOUPLED:
+    if RULE.decoupled:
         p *= decay
     else:
         g = tl.where(decay != 0, g + decay * p, g)
@@ -57,7 +55,7 @@ def _adam(
     v = tl.load(square + offsets, mask=mask).to(g.dtype)
     v = beta2 * v + take * g * g
     tl.store(square + offsets, v, mask=mask)
-    if NUM_MOMENTS == 3:
+    if RULE.num_moments == 3:
         before = tl.load(largest + offsets, mask=mask).to(g.dtype)
         v = tl.maximum(before, v, propagate_nan=tl.PropagateNan.ALL)
         tl.store(largest + offsets, v, mask=mask)
@@ -65,12 +63,12 @@ def _adam(
 
 
 @triton.jit
-def _sgd(pointers, offsets, mask, p, g, scalars, NUM_MOMENTS: tl.constexpr, NESTEROV: tl.constexpr):
+def _sgd(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
     """The new weights; the momentum is read, unless it is the first, and written here."""
     _, momentum, _, _ = pointers
     rate, decay, keep, take, _, _, _, holds = scalars
     g = tl.where(decay != 0, g + decay * p, g)
-    if NUM_MOMENTS == 1:
+    if RULE.num_moments == 1:
         # What the first step finds there may be anything, NaN too: it is not read.
         is_read = tl.zeros_like(g) + holds != 0
         if mask is not None:
@@ -78,7 +76,7 @@ def _sgd(pointers, offsets, mask, p, g, scalars, NUM_MOMENTS: tl.constexpr, NEST
         m = tl.load(momentum + offsets, mask=is_read, other=0.0).to(g.dtype)
         m = keep * m + take * g
         tl.store(momentum + offsets, m, mask=mask)
-        g = g + keep * m if NESTEROV else m
+        g = g + keep * m if RULE.nesterov else m
     return p - rate * g
 
 
@@ -89,11 +87,7 @@ def _apply(
     mask,
     g,
     scalars,
-    FORMULA: tl.constexpr,
-    NUM_MOMENTS: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    RULE: tl.constexpr,
 ):
     """One update of the elements at ``offsets`` (where ``mask``; all without one).
 
@@ -101,12 +95,12 @@ def _apply(
     """
     parameter, _, _, _ = pointers
     p = tl.load(parameter + offsets, mask=mask).to(g.dtype)
-    if MAXIMIZE:
+    if RULE.maximize:
         g = -g
-    if FORMULA == "adam":
-        p = _adam(pointers, offsets, mask, p, g, scalars, NUM_MOMENTS, DECOUPLED)
+    if RULE.formula == "adam":
+        p = _adam(pointers, offsets, mask, p, g, scalars, RULE)
     else:
-        p = _sgd(pointers, offsets, mask, p, g, scalars, NUM_MOMENTS, NESTEROV)
+        p = _sgd(pointers, offsets, mask, p, g, scalars, RULE)
     tl.store(parameter + offsets, p, mask=mask)
 
 
@@ -155,17 +149,13 @@ def _update_rectangle(
     pitch,
     factor,
     scalars,
-    compute: tl.constexpr,
+    COMPUTE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PARAMETER: tl.constexpr,
     GRADIENT: tl.constexpr,
     MOMENT: tl.constexpr,
-    FORMULA: tl.constexpr,
-    NUM_MOMENTS: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    RULE: tl.constexpr,
 ):
     """All of ``ROWS`` x ``COLUMNS`` elements, 16 bytes at once.
 
@@ -182,9 +172,9 @@ def _update_rectangle(
         tl.multiple_of(addresses[4].to(tl.pointer_type(MOMENT)), 16) + start,
     )
     gradients = tl.multiple_of(addresses[0].to(tl.pointer_type(GRADIENT)), 16) + start
-    g = tl.load(gradients + offsets).to(compute) * factor
+    g = tl.load(gradients + offsets).to(COMPUTE) * factor
     _apply(
-        pointers, offsets, None, g, scalars, FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE
+        pointers, offsets, None, g, scalars, RULE
     )  # fmt: skip
 
 
@@ -195,16 +185,12 @@ def _update_line(
     num_columns,
     factor,
     scalars,
-    compute: tl.constexpr,
+    COMPUTE: tl.constexpr,
     COLUMNS: tl.constexpr,
     PARAMETER: tl.constexpr,
     GRADIENT: tl.constexpr,
     MOMENT: tl.constexpr,
-    FORMULA: tl.constexpr,
-    NUM_MOMENTS: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    RULE: tl.constexpr,
 ):
     """Up to ``COLUMNS`` elements that begin anywhere: one for each thread, so few registers."""
     offsets = tl.arange(0, COLUMNS)
@@ -216,13 +202,13 @@ def _update_line(
         addresses[4].to(tl.pointer_type(MOMENT)) + first,
     )
     gradients = addresses[0].to(tl.pointer_type(GRADIENT)) + first + offsets
-    g = tl.load(gradients, mask=mask).to(compute) * factor
+    g = tl.load(gradients, mask=mask).to(COMPUTE) * factor
     _apply(
-        pointers, offsets, mask, g, scalars, FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE
+        pointers, offsets, mask, g, scalars, RULE
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def sweep_kernel(
     table,
     count,
@@ -230,14 +216,11 @@ def sweep_kernel(
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    COMPUTE: tl.constexpr,
     PARAMETER: tl.constexpr,
     GRADIENT: tl.constexpr,
     MOMENT: tl.constexpr,
-    FORMULA: tl.constexpr,
-    NUM_MOMENTS: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    RULE: tl.constexpr,
 ):
     """Updates one chunk or one tile of one parameter of the table's ``count``.
 
@@ -247,7 +230,6 @@ def sweep_kernel(
         CHUNK: elements of a whole parameter that one program updates.
         ROWS, COLUMNS: of the rectangle that is updated at once.
     """
-    compute: tl.constexpr = tl.float64 if PARAMETER == tl.float64 else tl.float32
     program = tl.program_id(0)
     row = _row_of(table, count, program)
     part = program - tl.load(row + _FIRST_PROGRAM)
@@ -263,16 +245,16 @@ def sweep_kernel(
     )
     numbers = row + _SCALARS
     scalars = (
-        tl.load(numbers).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 1).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 2).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 3).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 4).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 5).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 6).to(tl.float64, bitcast=True).to(compute),
-        tl.load(numbers + 7).to(tl.float64, bitcast=True).to(compute),
+        tl.load(numbers).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 1).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 2).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 3).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 4).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 5).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 6).to(tl.float64, bitcast=True).to(COMPUTE),
+        tl.load(numbers + 7).to(tl.float64, bitcast=True).to(COMPUTE),
     )
-    factor = tl.load(scale).to(compute) if scale is not None else 1.0
+    factor = tl.load(scale).to(COMPUTE) if scale is not None else 1.0
 
     for top in range(0, height, ROWS):
         for left in range(0, width, COLUMNS):
@@ -281,18 +263,18 @@ def sweep_kernel(
             is_whole = (top + ROWS <= height) & (left + COLUMNS <= width) & (last < num_elements)
             if is_whole & (in_vectors != 0):
                 _update_rectangle(
-                    addresses, first, pitch, factor, scalars, compute, ROWS, COLUMNS,
+                    addresses, first, pitch, factor, scalars, COMPUTE, ROWS, COLUMNS,
                     PARAMETER, GRADIENT, MOMENT,
-                    FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE,
+                    RULE,
                 )  # fmt: skip
             else:
                 for line in range(top, tl.minimum(top + ROWS, height)):
                     first = start + line * pitch + left
                     num_columns = tl.minimum(num_elements - first, width - left).to(tl.int32)
                     _update_line(
-                        addresses, first, num_columns, factor, scalars, compute, COLUMNS,
+                        addresses, first, num_columns, factor, scalars, COMPUTE, COLUMNS,
                         PARAMETER, GRADIENT, MOMENT,
-                        FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE,
+                        RULE,
                     )  # fmt: skip
 
 
@@ -388,11 +370,7 @@ def _update_tile(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICES: tl.constexpr,
-    FORMULA: tl.constexpr,
-    NUM_MOMENTS: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    RULE: tl.constexpr,
 ):
     """Applies a gradient of ``ROWS`` x ``COLUMNS`` to what begins at ``pointers``.
 
@@ -404,7 +382,7 @@ def _update_tile(
         mask = (row < num_rows) & (column < num_columns)
         _apply(
             pointers, row * pitch + column, mask, gradient, scalars,
-            FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE,
+            RULE,
         )  # fmt: skip
     else:
         HALF: tl.constexpr = COLUMNS // 2
@@ -412,17 +390,17 @@ def _update_tile(
         left, right = tl.split(halves)
         _update_tile(
             left, pointers, num_rows, num_columns, pitch, scalars, ROWS, HALF, SLICES // 2,
-            FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE,
+            RULE,
         )  # fmt: skip
         shifted = (
             pointers[0] + HALF,
-            pointers[1] + HALF if NUM_MOMENTS > 0 else None,
-            pointers[2] + HALF if NUM_MOMENTS > 1 else None,
-            pointers[3] + HALF if NUM_MOMENTS > 2 else None,
+            pointers[1] + HALF if RULE.num_moments > 0 else None,
+            pointers[2] + HALF if RULE.num_moments > 1 else None,
+            pointers[3] + HALF if RULE.num_moments > 2 else None,
         )
         _update_tile(
             right, shifted, num_rows, num_columns - HALF, pitch, scalars, ROWS, HALF, SLICES // 2,
-            FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE,
+            RULE,
         )  # fmt: skip
 
 
@@ -458,11 +436,7 @@ def linear_update_kernel(
     GROUP: tl.constexpr,
     SLICES: tl.constexpr,
     PRECISION: tl.constexpr,
-    FORMULA: tl.constexpr,
-    NUM_MOMENTS: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    RULE: tl.constexpr,
 ):
     """Computes ``ROWS`` x ``COLUMNS`` of a weight's gradient and updates the weight with it."""
     top, left, is_active = _corner(tiles, height, width, BLOCK, ROWS, COLUMNS, GROUP)
@@ -477,12 +451,12 @@ def linear_update_kernel(
         start = top.to(tl.int64) * width + left
         pointers = (
             parameter + start,
-            moment1 + start if NUM_MOMENTS > 0 else None,
-            moment2 + start if NUM_MOMENTS > 1 else None,
-            moment3 + start if NUM_MOMENTS > 2 else None,
+            moment1 + start if RULE.num_moments > 0 else None,
+            moment2 + start if RULE.num_moments > 1 else None,
+            moment3 + start if RULE.num_moments > 2 else None,
         )
         scalars = (rate, decay, keep, take, beta2, root, eps, holds)
         _update_tile(
             total, pointers, height - top, width - left, width, scalars, ROWS, COLUMNS, SLICES,
-            FORMULA, NUM_MOMENTS, DECOUPLED, NESTEROV, MAXIMIZE,
+            RULE,
         )  # fmt: skip

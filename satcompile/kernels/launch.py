@@ -32,15 +32,3 @@ def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 def placed(scale: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     return None if scale is None else scale.to(device, non_blocking=True)
-
-
-def flags_of(update: Update) -> dict[str, Any]:
-    """The rule, as the kernels' compile-time arguments."""
-    rule = update.rule
-    return {
-        "FORMULA": rule.formula,
-        "NUM_MOMENTS": rule.num_moments,
-        "DECOUPLED": rule.decoupled,
-        "NESTEROV": rule.nesterov,
-        "MAXIMIZE": rule.maximize,
-    }

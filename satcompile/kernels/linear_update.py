@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from satcompile.kernels.checks import check_update
-from satcompile.kernels.launch import count_up, flags_of, launching_on, mark_written, placed
+from satcompile.kernels.launch import count_up, launching_on, mark_written, placed
 from satcompile.kernels.scalars import scalars_of
 from satcompile.optimizers.rules import Update
 
@@ -185,5 +185,5 @@ def _launch(
         PRECISION="tf32" if tf32 else "ieee",
         num_warps=blocks.num_warps,
         num_stages=blocks.num_stages,
-        **flags_of(update),
+        RULE=update.rule,
     )

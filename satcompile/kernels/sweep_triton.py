@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from satcompile.kernels.checks import check_update
-from satcompile.kernels.launch import count_up, flags_of, launching_on, mark_written, placed
+from satcompile.kernels.launch import count_up, launching_on, mark_written, placed
 from satcompile.kernels.scalars import Scalars, scalars_of
 from satcompile.kernels.table import num_programs, table_of
 from satcompile.optimizers.rules import Update
@@ -87,6 +87,7 @@ def _launch(group: Sequence[Update], table: torch.Tensor, scale: torch.Tensor | 
 
     first = group[0]
     moment = first.moments[0] if first.moments else first.parameter
+    is_double = first.parameter.dtype == torch.float64
     columns = _columns(group)
     sweep_kernel[(sum(num_programs(update, CHUNK) for update in group),)](
         table,
@@ -95,11 +96,12 @@ def _launch(group: Sequence[Update], table: torch.Tensor, scale: torch.Tensor | 
         CHUNK=CHUNK,
         ROWS=ELEMENTS_AT_ONCE // columns,
         COLUMNS=columns,
+        COMPUTE=triton_dtype(torch.float64 if is_double else torch.float32),
         PARAMETER=triton_dtype(first.parameter.dtype),
         GRADIENT=triton_dtype(first.gradient.dtype),
         MOMENT=triton_dtype(moment.dtype),
         num_warps=NUM_WARPS,
-        **flags_of(first),
+        RULE=first.rule,
     )
 
 
