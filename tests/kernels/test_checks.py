@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -99,3 +101,11 @@ def test_linear_update_names_what_does_not_fit(message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         linear_update(rows, columns, update)
     assert update.step is not None and update.step.item() == 0
+
+
+def test_importing_them_needs_no_triton() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None; "
+        "import satcompile.kernels.linear_update, satcompile.kernels.sweep_triton"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
