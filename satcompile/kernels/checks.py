@@ -7,7 +7,7 @@ import torch
 from satcompile.optimizers.rules import Update
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAX_TILED_WIDTH = 2**24  # offsets within a tile's rows are 32 bits long
+MAX_PITCH = 2**24  # offsets within 128 rows are 32 bits long
 
 
 def check_update(update: Update, *, has_gradient: bool = True) -> None:
@@ -55,8 +55,10 @@ def _check_tiles(update: Update) -> None:
     if block < 1 or update.parameter.dim() < 1:
         raise ValueError(f"tiles of {block} cannot cut {_text(update.parameter)}")
     width = update.parameter.numel() // max(update.parameter.shape[0], 1)
-    if width > MAX_TILED_WIDTH:
-        raise ValueError(f"rows of {width} elements are too long to be cut into tiles")
+    if width > MAX_PITCH:
+        raise ValueError(
+            f"tiles of rows of at most {MAX_PITCH} elements are supported, not {width}"
+        )
     right_place = numbers.device == update.parameter.device and numbers.is_contiguous()
     if numbers.dtype != torch.int32 or not right_place:
         raise ValueError(

@@ -81,14 +81,7 @@ def _sgd(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
 
 
 @triton.jit
-def _apply(
-    pointers,
-    offsets,
-    mask,
-    g,
-    scalars,
-    RULE: tl.constexpr,
-):
+def _apply(pointers, offsets, mask, g, scalars, RULE: tl.constexpr):
     """One update of the elements at ``offsets`` (where ``mask``; all without one).
 
     ``g`` is their gradient, in the dtype of the arithmetic.
@@ -118,6 +111,11 @@ def _row_of(table, count, program):
 
 
 @triton.jit
+def _number(row, INDEX: tl.constexpr, COMPUTE: tl.constexpr):
+    return tl.load(row + _SCALARS + INDEX).to(tl.float64, bitcast=True).to(COMPUTE)
+
+
+@triton.jit
 def _region(row, part, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
     """The rectangle that a program updates: first element, pitch, height, width.
 
@@ -126,7 +124,7 @@ def _region(row, part, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
     """
     tiles = tl.load(row + _TILES)
     start = part * CHUNK
-    pitch = start * 0 + COLUMNS
+    pitch = tl.full((), COLUMNS, tl.int64)
     height = tl.cdiv(tl.minimum(tl.load(row + _NUM_ELEMENTS) - start, CHUNK), COLUMNS)
     width = pitch
     if tiles != 0:
@@ -173,9 +171,7 @@ def _update_rectangle(
     )
     gradients = tl.multiple_of(addresses[0].to(tl.pointer_type(GRADIENT)), 16) + start
     g = tl.load(gradients + offsets).to(COMPUTE) * factor
-    _apply(
-        pointers, offsets, None, g, scalars, RULE
-    )  # fmt: skip
+    _apply(pointers, offsets, None, g, scalars, RULE)
 
 
 @triton.jit
@@ -203,9 +199,7 @@ def _update_line(
     )
     gradients = addresses[0].to(tl.pointer_type(GRADIENT)) + first + offsets
     g = tl.load(gradients, mask=mask).to(COMPUTE) * factor
-    _apply(
-        pointers, offsets, mask, g, scalars, RULE
-    )  # fmt: skip
+    _apply(pointers, offsets, mask, g, scalars, RULE)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -243,16 +237,15 @@ def sweep_kernel(
         tl.load(row + _MOMENTS + 1),
         tl.load(row + _MOMENTS + 2),
     )
-    numbers = row + _SCALARS
     scalars = (
-        tl.load(numbers).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 1).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 2).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 3).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 4).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 5).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 6).to(tl.float64, bitcast=True).to(COMPUTE),
-        tl.load(numbers + 7).to(tl.float64, bitcast=True).to(COMPUTE),
+        _number(row, 0, COMPUTE),
+        _number(row, 1, COMPUTE),
+        _number(row, 2, COMPUTE),
+        _number(row, 3, COMPUTE),
+        _number(row, 4, COMPUTE),
+        _number(row, 5, COMPUTE),
+        _number(row, 6, COMPUTE),
+        _number(row, 7, COMPUTE),
     )
     factor = tl.load(scale).to(COMPUTE) if scale is not None else 1.0
 
@@ -264,8 +257,7 @@ def sweep_kernel(
             if is_whole & (in_vectors != 0):
                 _update_rectangle(
                     addresses, first, pitch, factor, scalars, COMPUTE, ROWS, COLUMNS,
-                    PARAMETER, GRADIENT, MOMENT,
-                    RULE,
+                    PARAMETER, GRADIENT, MOMENT, RULE,
                 )  # fmt: skip
             else:
                 for line in range(top, tl.minimum(top + ROWS, height)):
@@ -273,8 +265,7 @@ def sweep_kernel(
                     num_columns = tl.minimum(num_elements - first, width - left).to(tl.int32)
                     _update_line(
                         addresses, first, num_columns, factor, scalars, COMPUTE, COLUMNS,
-                        PARAMETER, GRADIENT, MOMENT,
-                        RULE,
+                        PARAMETER, GRADIENT, MOMENT, RULE,
                     )  # fmt: skip
 
 
@@ -380,17 +371,14 @@ def _update_tile(
         row = tl.arange(0, ROWS)[:, None]
         column = tl.arange(0, COLUMNS)[None, :]
         mask = (row < num_rows) & (column < num_columns)
-        _apply(
-            pointers, row * pitch + column, mask, gradient, scalars,
-            RULE,
-        )  # fmt: skip
+        _apply(pointers, row * pitch + column, mask, gradient, scalars, RULE)
     else:
         HALF: tl.constexpr = COLUMNS // 2
         halves = gradient.reshape(ROWS, 2, HALF).permute(0, 2, 1)
         left, right = tl.split(halves)
         _update_tile(
-            left, pointers, num_rows, num_columns, pitch, scalars, ROWS, HALF, SLICES // 2,
-            RULE,
+            left, pointers, num_rows, num_columns, pitch, scalars,
+            ROWS, HALF, SLICES // 2, RULE,
         )  # fmt: skip
         shifted = (
             pointers[0] + HALF,
@@ -399,8 +387,8 @@ def _update_tile(
             pointers[3] + HALF if RULE.num_moments > 2 else None,
         )
         _update_tile(
-            right, shifted, num_rows, num_columns - HALF, pitch, scalars, ROWS, HALF, SLICES // 2,
-            RULE,
+            right, shifted, num_rows, num_columns - HALF, pitch, scalars,
+            ROWS, HALF, SLICES // 2, RULE,
         )  # fmt: skip
 
 
@@ -457,6 +445,6 @@ def linear_update_kernel(
         )
         scalars = (rate, decay, keep, take, beta2, root, eps, holds)
         _update_tile(
-            total, pointers, height - top, width - left, width, scalars, ROWS, COLUMNS, SLICES,
-            RULE,
+            total, pointers, height - top, width - left, width, scalars,
+            ROWS, COLUMNS, SLICES, RULE,
         )  # fmt: skip

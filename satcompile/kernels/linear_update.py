@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from satcompile.kernels.checks import check_update
+from satcompile.kernels.checks import MAX_PITCH, check_update
 from satcompile.kernels.launch import count_up, launching_on, mark_written, placed
 from satcompile.kernels.scalars import scalars_of
 from satcompile.optimizers.rules import Update
@@ -92,6 +92,9 @@ def _check(rows: torch.Tensor, columns: torch.Tensor, update: Update) -> None:
             f"a weight (n, k) needs rows (T, n) and columns (T, k); theirs are "
             f"{tuple(parameter.shape)}, {tuple(rows.shape)} and {tuple(columns.shape)}"
         )
+    longest = max(*rows.stride(), *columns.stride(), parameter.shape[1])
+    if longest > MAX_PITCH:
+        raise ValueError(f"strides of at most {MAX_PITCH} are supported, not {longest}")
     dtypes = {rows.dtype, columns.dtype}
     if len(dtypes) > 1 or not dtypes.issubset(_DTYPES) or parameter.dtype not in _DTYPES:
         raise ValueError(

@@ -89,6 +89,9 @@ LINEAR_MISTAKES = {
     "not torch.float64, torch.float64 and torch.float32": _linear(DY.double(), X.double()),
     "not torch.float32, torch.float32 and torch.float64": _linear(DY, X, **DOUBLE),
     "the weight is on cpu, rows on meta, columns on cpu": _linear(DY.to("meta"), X),
+    "strides of at most 16777216 are supported, not 20000000": _linear(
+        torch.empty(1, device="meta").as_strided((5, 32), (1, 20_000_000)), X
+    ),
     "tiles of 24 cannot be computed: a multiple of 16 is needed": _linear(
         DY, X, tiles=Tiles(24, INDICES)
     ),
