@@ -44,7 +44,7 @@ class Blocks:
 
 
 # Built ahead of time for sm_80 and sm_90, none spills. On sm_90 two programs of the large kind
-# share a processor in bfloat16 (AdamW: 127 registers), so that one computes while one updates.
+# share a processor in bfloat16 (AdamW: 125 registers), so that one computes while one updates.
 LARGE = Blocks(rows=128, columns=128, depth=64, num_warps=8, num_stages=3, slices=4)
 SMALL = Blocks(rows=64, columns=64, depth=64, num_warps=4, num_stages=3, slices=2)
 
