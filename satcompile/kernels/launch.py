@@ -1,0 +1,34 @@
+"""What is done on the host around every launch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+
+from satcompile.optimizers.rules import Update
+
+
+def count_up(updates: Sequence[Update]) -> None:
+    """One more update of each."""
+    steps = [update.step for update in updates if update.step is not None]
+    if steps:
+        torch._foreach_add_(steps, 1.0)
+
+
+def mark_written(updates: Iterable[Update]) -> None:
+    """Autograd must know: a graph that saved one of these weights is not to run backward now."""
+    tensors = chain.from_iterable((update.parameter, *update.moments) for update in updates)
+    torch.autograd.graph.increment_version(tuple(tensors))
+
+
+def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device. (On the CPU its interpreter takes any.)"""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def placed(scale: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if scale is None else scale.to(device, non_blocking=True)
