@@ -7,8 +7,8 @@ interrupt half-way.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -33,9 +33,9 @@ def sweep(updates: Sequence[Update], scale: torch.Tensor | None = None) -> None:
     """Apply ``updates`` of one rule and dtype; every gradient is multiplied by ``scale``."""
     first = updates[0]
     parameters = np.array([_row(update) for update in updates], dtype=_PARAMETER)
-    pieces = np.array(
-        [piece for i, update in enumerate(updates) for piece in _pieces(i, update)], dtype=np.int64
-    )
+    by_parameter = [_pieces(update) for update in updates]
+    pieces = np.concatenate(by_parameter)
+    pieces[:, 0] = np.repeat(np.arange(len(updates)), [len(each) for each in by_parameter])
     _library(first.rule, first.parameter.dtype).sweep(
         ctypes.c_void_p(parameters.ctypes.data),
         ctypes.c_int64(len(parameters)),
@@ -59,22 +59,27 @@ def _row(update: Update) -> tuple[Any, ...]:
     )
 
 
-def _pieces(index: int, update: Update) -> Iterator[tuple[int, ...]]:
-    """(parameter, begin, rows, columns, stride) of what a thread does at a time."""
-    size = update.parameter.numel()
+def _pieces(update: Update) -> np.ndarray:
+    """What a thread does at a time: rows of (parameter, begin, rows, columns, stride)."""
     if update.tiles is None:
-        for begin in range(0, size, _PIECE):
-            yield index, begin, 1, min(_PIECE, size - begin), 0
-        return
-    rows = update.parameter.shape[0]
-    columns, block = size // rows, update.tiles.block
-    across = -(-columns // block)
-    for number in update.tiles.numbers.tolist():
-        if number < 0:
-            continue
-        row, column = number // across * block, number % across * block
-        height, width = min(block, rows - row), min(block, columns - column)
-        yield index, row * columns + column, height, width, columns
+        return _pieces_of_whole(update.parameter.numel())
+    height, block = update.parameter.shape[0], update.tiles.block
+    width = update.parameter.numel() // height
+    numbers = update.tiles.numbers.numpy()
+    row, column = np.divmod(numbers[numbers >= 0].astype(np.int64), -(-width // block))
+    row, column = row * block, column * block
+    rows, columns = np.minimum(block, height - row), np.minimum(block, width - column)
+    return np.stack(
+        [np.zeros_like(row), row * width + column, rows, columns, np.full_like(row, width)], axis=1
+    )
+
+
+@lru_cache(maxsize=1024)
+def _pieces_of_whole(size: int) -> np.ndarray:
+    begin = np.arange(0, size, _PIECE, dtype=np.int64)
+    columns = np.minimum(_PIECE, size - begin)
+    nothing = np.zeros_like(begin)
+    return np.stack([nothing, begin, nothing + 1, columns, nothing], axis=1)
 
 
 @cache
