@@ -38,7 +38,7 @@ _SHARE_OF_ALL = 64  # or this part of them all, if that is less
 _CALL = re.compile(
     r"torch\.ops\.satcompile\.update_\.default\(.*, \[(?P<read>[^\[\]]*)\], \[(?P<slots>[\d, ]*)\]\)$"
 )
-_NAME, _NUMBER = re.compile(r"[A-Za-z_]\w*"), re.compile(r"\d+")
+_NAME, _NUMBER = re.compile(r"[A-Za-z_]\w*\b(?!\()"), re.compile(r"\d+")
 
 _library = torch.library.Library("satcompile", "FRAGMENT")
 _library.define("update_(Tensor[] gradients, Tensor(a!)[] read, int[] slots) -> ()")

@@ -193,9 +193,13 @@ class Attempt:
     def _fused_update(self, graph: TrainingGraph) -> FusedUpdate | None:
         """Which gradients to hand over. AOTAutograd drops inputs that are there twice and merges
         those that overlap: the positions are then others, and all gradients are returned."""
-        if not self.updates or len(graph.primals) != self._num_inputs:
+        if not self.updates or FusedUpdate.name in self.options.disable_passes:
             return None
-        if FusedUpdate.name in self.options.disable_passes:
+        if len(graph.primals) != self._num_inputs:
+            log.warning(
+                "in_backward=True: all gradients of this graph are returned and applied by step(), "
+                "without the saving in memory, because some of its inputs share memory."
+            )
             return None
         owners = graph.owners
         names: dict[fx.Node, list[str]] = {graph.primals[i]: [] for i in sorted(self.updates)}

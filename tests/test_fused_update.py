@@ -84,7 +84,7 @@ def test_small_gradients_go_together() -> None:
 SOURCE = """
 def call(self, args):
     extern_kernels.mm(primals_1, buf1, out=buf2)
-    torch.ops.satcompile.update_.default([buf2], [primals_1], [0])
+    torch.ops.satcompile.update_.default([buf2], [reinterpret_tensor(primals_1, (4, ))], [0])
     del primals_1  # primals_1
     torch.ops.satcompile.update_.default([reinterpret_tensor(buf3, (4, ), (1, ), 0)], [], [1, 2])
     {line}

@@ -548,3 +548,23 @@ def test_gradients_need_not_coexist(device: str) -> None:
     assert peaks[False] > 8 * one
     assert peaks[True] < 2.2 * one
     assert graph.default_peak_bytes - graph.predicted_peak_bytes > 5.8 * one
+
+
+def test_inputs_that_share_memory_are_updated_by_step(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = Pair(device)
+    for run, model, optimizer in pair.sides():
+        x = torch.ones(32, 16, dtype=torch.float64, device=device)
+        both = torch.compile(joined, backend="sat") if run is pair.run else joined
+        with caplog.at_level("WARNING", "satcompile"):
+            both(model, x, x[:, :8]).backward()
+        optimizer.step()
+    pair.check()
+    assert "some of its inputs share memory" in caplog.text
+
+
+def joined(model: nn.Module, x: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Writes into a part of another input, so that AOTAutograd merges the two."""
+    part.mul_(2)
+    return model(x).square().mean()
