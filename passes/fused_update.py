@@ -29,6 +29,7 @@ from torch import fx
 from satcompile.aliases import storage_owners
 from satcompile.errors import UnsupportedError, VerificationError
 from satcompile.optimizers.in_backward import take_gradients
+from satcompile.torch_compat import lower_as_writer
 from satcompile.training_graph import storage_bytes
 
 _WORTH_A_CALL = 1 << 20  # bytes of gradients,
@@ -56,6 +57,10 @@ def _update_fake(
     gradients: Sequence[torch.Tensor], read: Sequence[torch.Tensor], slots: Sequence[int]
 ) -> None:
     return None
+
+
+_UPDATE = torch.ops.satcompile.update_.default
+lower_as_writer(_UPDATE, written=1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class FusedUpdate:
             read = tuple(dict.fromkeys(node for each in group for node in each.read))
             arguments = ([r.gradient for r in group], list(read), [r.slot for r in group])
             with graph.inserting_after(nodes[group[-1].position]):
-                call = graph.call_function(torch.ops.satcompile.update_.default, arguments)
+                call = graph.call_function(_UPDATE, arguments)
             call.meta["val"] = None
         for each in ready:
             results[each.slot] = None

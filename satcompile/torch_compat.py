@@ -405,6 +405,26 @@ def rewriting_last(rewrite: Callable[[fx.Graph], Any], key: str) -> Iterator[Non
         yield
 
 
+def lower_as_writer(op: Any, written: int) -> None:
+    """Have Inductor call ``op``, which writes into the tensors of its argument at ``written``,
+    behind all that reads them.
+
+    Inductor computes a pointwise value where it is used, which may be behind the writer. It knows
+    and computes such values when it meets a writer, but by itself only after it has given the
+    writer its place (``FallbackKernel``: 2.11, 2.13). ``mark_buffer_mutated``: 2.11, 2.13.
+    """
+    from torch._inductor.lowering import fallback_handler, register_lowering
+    from torch._inductor.virtualized import V
+
+    call = fallback_handler(op, add_to_fallback_set=False)
+
+    @register_lowering(op, type_promotion_kind=None)
+    def lowered(*args: Any) -> Any:
+        for tensor in args[written]:
+            V.graph.mark_buffer_mutated(tensor.get_name())
+        return call(*args)
+
+
 class GenerationStopped(BaseException):
     """Unwinds Inductor after it generated code and before that code is compiled.
 

@@ -90,3 +90,32 @@ def test_float32_gradients_and_peaks(name: str) -> None:
 def test_bf16_autocast_gradients_and_peaks(name: str) -> None:
     context = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     _check(name, torch.float32, TOLERANCE[torch.bfloat16], context)
+
+
+def _trained(name: str, in_backward: bool, context: Any) -> list[torch.Tensor]:
+    """Parameters after three steps."""
+    torch.compiler.reset()
+    model, inputs = _in_dtype(name, torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
+    satcompile.fuse_optimizer(optimizer, in_backward)
+    run = torch.compile(model, backend="sat", options=dict(SAME_RANDOM_NUMBERS))
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with context():
+            value = run(**inputs).loss
+        value.backward()
+        if in_backward:
+            assert all(parameter.grad is None for parameter in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_updates_inside_the_backward_are_those_of_step(name: str) -> None:
+    context = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    precision = context if name in ("gpt2", "llama", "vit") else contextlib.nullcontext
+    pairs = zip(_trained(name, True, precision), _trained(name, False, precision), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5)

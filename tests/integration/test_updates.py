@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_  # under these names, before any patch
+from torch.utils.checkpoint import checkpoint
 
 import satcompile
 from satcompile.kernels import sweep as sweeps
@@ -521,6 +522,68 @@ def test_the_pass_can_be_left_out(device: str) -> None:
     loss(pair.run, pair.inputs()[0]).backward()
     assert pair.model.mix.weight.grad is not None
     pair.optimizer.step()
+
+
+def test_sizes_that_change(device: str) -> None:
+    """With symbolic sizes, numbers stand among the graph's inputs, and not among its edges."""
+    pair = Pair(device)
+    pair.run = torch.compile(pair.model, backend="sat", dynamic=True)
+    for rows in (32, 7, 50):
+        x = torch.randn(rows, 16, dtype=torch.float64, device=device)
+        loss(pair.run, x).backward()
+        assert pair.no_gradients()
+        pair.optimizer.step()
+        loss(pair.twin, x).backward()
+        pair.plain.step()
+        pair.plain.zero_grad()
+    pair.check()
+
+
+@pytest.mark.parametrize("use_reentrant", [False])
+def test_checkpointed_regions(device: str, use_reentrant: bool) -> None:
+    class Checkpointed(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = checkpoint(self.encode, x, use_reentrant=use_reentrant)
+            return checkpoint(self.mix, torch.tanh(hidden), use_reentrant=use_reentrant)
+
+    pair = Pair(device, model=Checkpointed())
+    for x in pair.inputs(3):
+        pair.step(x)
+    pair.check()
+
+
+def test_checkpointing_around_a_compiled_model(device: str) -> None:
+    pair = Pair(device)
+    for x in pair.inputs(3):
+        for run, _, optimizer in pair.sides():
+            checkpoint(run, x, use_reentrant=False).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    pair.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_other_dtypes_are_those_of_step(device: str, dtype: torch.dtype, autocast: bool) -> None:
+    """Inside the backward or by step(): the same gradients, the same kernel, the same bits."""
+    start = Net().to(device, dtype)
+    x = torch.randn(32, 16, device=device, dtype=dtype)
+    found = []
+    for inside in (False, True):
+        torch.compiler.reset()
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        satcompile.fuse_optimizer(optimizer, inside)
+        run = torch.compile(model, backend="sat")
+        for _ in range(4):
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                value = run(x).float().square().mean()
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
 # -- memory ------------------------------------------------------------------------------------
