@@ -24,6 +24,7 @@ from satcompile import pipeline, torch_compat
 from satcompile.cost.device import device_of
 from satcompile.cost.roofline import CostModel
 from satcompile.emission import COPY_OF
+from satcompile.errors import SatcompileError
 from satcompile.generated_code import (
     GeneratedGraph,
     ScalarSpec,
@@ -45,6 +46,14 @@ log = logging.getLogger("satcompile")
 
 class OverLimit(torch_compat.GenerationStopped):
     """The generated code would allocate more than the attempt's limit."""
+
+
+class _Refused(torch_compat.GenerationStopped):
+    """The generated code is not what it must be; Inductor would wrap the error."""
+
+    def __init__(self, error: SatcompileError) -> None:
+        super().__init__()
+        self.error = error
 
 
 class CodeOnly(torch_compat.GenerationStopped):
@@ -146,15 +155,19 @@ class Attempt:
         Raises:
             OverLimit: the code would allocate more than ``accept_bytes``.
             CodeOnly: the attempt is dry, and the code is there.
+            UnsupportedError, VerificationError: the code must not run.
         """
         self._num_inputs = len(example_inputs)
         patches = {**self.options.inductor, "custom_partitioner_fn": _Partitioner(self)}
         if self.dry:
             patches["fx_graph_cache"] = False  # a stub must not be stored as the graph's code
         with torch_compat.aot_settings():
-            return torch_compat.compile_fx(
-                gm, example_inputs, inner_compile=self._compile_graph, config_patches=patches
-            )
+            try:
+                return torch_compat.compile_fx(
+                    gm, example_inputs, inner_compile=self._compile_graph, config_patches=patches
+                )
+            except _Refused as refused:
+                raise refused.error from None
 
     # -- called by torch -------------------------------------------------------------------
 
@@ -234,7 +247,10 @@ class Attempt:
                 return
             self.backward = graph
             if self.fused_update is not None:
-                check_order(source, len(self.consumed))
+                try:
+                    check_order(source, len(self.consumed))
+                except SatcompileError as error:
+                    raise _Refused(error) from None
             self._check_allocations()
             if self.dry:
                 raise CodeOnly
