@@ -55,10 +55,20 @@ NOTHING: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class Owner:
-    """Who updates a parameter inside the backward, by which group."""
+    """Who updates a parameter inside the backward, by which group. Keeps nobody alive."""
 
-    optimizer: Any
-    group: dict[str, Any]
+    reference: weakref.ReferenceType[Any]
+    number: int
+
+    @property
+    def optimizer(self) -> Any:
+        """Alive wherever its parameters are about to be updated; None once it is gone."""
+        return self.reference()
+
+    @property
+    def group(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.optimizer.param_groups[self.number]
+        return found
 
 
 @dataclass(eq=False)
@@ -85,7 +95,7 @@ class Ledger:
         self._counted: tuple[int, ...] = ()
         self._flights: list[Flight] = []
         self._kept: tuple[int, set[int]] = (-1, set())
-        self._loss_is_scaled = False
+        self._loss_is_scaled = self._last_loss_was_scaled = False
         self._told: set[str] = set()
         self._lock = threading.Lock()
 
@@ -119,7 +129,7 @@ class Ledger:
         """Which of a graph's inputs are parameters that its backward may update."""
         owners = self.owners()
         owned = [p for p in trained if id(args[p]) in owners] if owners else []
-        if owned and self._loss_is_scaled:
+        if owned and (self._loss_is_scaled or self._last_loss_was_scaled):
             self._tell(_SCALED)
             return NOTHING
         if owned and inside_data_parallel():
@@ -186,6 +196,7 @@ class Ledger:
             torch.autograd.graph.increment_version(call.changed)
 
     def _flight_of(self, node: Any) -> Flight | None:
+        self._last_loss_was_scaled = self._loss_is_scaled
         found: Flight | None = None if node is None else node.metadata.get("satcompile")
         if not keeps_graph():
             self._landed(found)
@@ -321,11 +332,11 @@ def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
     for optimizer in optimizers:
         if not optimizer._fused_settings.updates_in_backward:
             continue
-        for group in optimizer.param_groups:
+        for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
                 if id(parameter) in found:  # in two optimizers
                     twice.add(id(parameter))
-                found[id(parameter)] = Owner(optimizer, group)
+                found[id(parameter)] = Owner(weakref.ref(optimizer), number)
                 address = parameter.untyped_storage().data_ptr()
                 if memory.setdefault(address, id(parameter)) != id(parameter):
                     twice.update((id(parameter), memory[address]))

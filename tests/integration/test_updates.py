@@ -7,6 +7,8 @@ compares weights and state.
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -255,6 +257,39 @@ def test_a_scaled_loss(device: str) -> None:
             scaler.update()
             optimizer.zero_grad()
     pair.check()
+
+
+def test_scaled_losses_get_a_backward_that_returns_gradients(device: str) -> None:
+    """Gradients that are kept cost a copy each; from the second step on they are not kept."""
+    pair = Pair(device)
+    scaler = torch.amp.GradScaler(device)
+
+    def passes(scaled: bool) -> list[str]:
+        value = loss(pair.run, x)
+        (scaler.scale(value) if scaled else value).backward()
+        pair.optimizer.step()
+        pair.optimizer.zero_grad()
+        return [each.name for each in satcompile.report(pair.model).graphs[-1].passes]
+
+    x = pair.inputs()[0]
+    passes(False)
+    assert "fused_update" in passes(True)
+    assert "fused_update" not in passes(True)
+    assert "fused_update" not in passes(False)
+    assert "fused_update" in passes(False)
+
+
+def test_an_optimizer_that_is_gone_leaves_nothing(device: str) -> None:
+    pair = Pair(device)
+    x = pair.inputs()[0]
+    pair.step(x)
+    moment = weakref.ref(pair.optimizer.state[pair.model.mix.weight]["exp_avg"])
+    gone = weakref.ref(pair.optimizer)
+    pair.optimizer = None  # type: ignore[assignment]
+    gc.collect()
+    assert gone() is None and moment() is None
+    loss(pair.run, x).backward()
+    assert pair.model.mix.weight.grad is not None
 
 
 def test_autograd_grad_gives_gradients_and_updates_nothing(device: str) -> None:
