@@ -272,7 +272,8 @@ def test_scaled_losses_get_a_backward_that_returns_gradients(device: str) -> Non
         return [each.name for each in satcompile.report(pair.model).graphs[-1].passes]
 
     x = pair.inputs()[0]
-    passes(False)
+    for _ in range(2):  # whatever another model has scaled before is forgotten
+        passes(False)
     assert "fused_update" in passes(True)
     assert "fused_update" not in passes(True)
     assert "fused_update" not in passes(False)
