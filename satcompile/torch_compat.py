@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -793,3 +794,30 @@ def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> Non
     watched_norm._watched = True  # type: ignore[attr-defined]
     clip_grad._clip_grads_with_norm_ = watched_norm
     clip_grad._group_tensors_by_device_and_dtype = watched_value  # type: ignore[assignment]
+
+
+def counts_for_schedulers(step: Any) -> bool:
+    """Whether ``step`` is what a learning-rate scheduler put into an optimizer, to see whether it
+    steps first. ``_wrapped_by_lr_sched``: 2.11, 2.13."""
+    return hasattr(step, "_wrapped_by_lr_sched")
+
+
+def take_over_step(optimizer: torch.optim.Optimizer, is_scheduled: bool) -> None:
+    """After an optimizer's class has changed: let its new ``step`` run torch's hooks, count for
+    schedulers that wrapped the old one, and get unscaled gradients from a GradScaler, which hands
+    its scale to optimizers that say they know it. ``_patch_step_function``, ``_opt_called``,
+    ``_step_supports_amp_scaling``: 2.11, 2.13."""
+    optimizer._patch_step_function()
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    if not is_scheduled:
+        return
+    reference = weakref.ref(optimizer)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        alive = reference()
+        assert alive is not None
+        alive._opt_called = True  # type: ignore[attr-defined]
+        return type(alive).step(alive, *args, **kwargs)
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = step  # type: ignore[method-assign]

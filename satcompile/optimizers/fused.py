@@ -6,7 +6,6 @@ its class changes, to one that inherits torch's and steps by our kernels.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from satcompile.optimizers import in_backward as backward_updates
 from satcompile.optimizers.rules import Update
 from satcompile.optimizers.state import update_of
 from satcompile.optimizers.support import check_class, check_gradients, check_groups
+from satcompile.torch_compat import counts_for_schedulers, take_over_step
 
 _Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
 
@@ -76,13 +76,9 @@ def fuse_optimizer(
         check_groups(optimizer.param_groups, type(optimizer))
         scheduled = _is_scheduled(optimizer)
         optimizer.__class__ = _FUSED[type(optimizer)]  # type: ignore[assignment]
-        optimizer._patch_step_function()
-        if scheduled:
-            _count_for_schedulers(optimizer)
+        take_over_step(optimizer, scheduled)
     fused: Any = optimizer
     fused._fused_settings = settings
-    # GradScaler would hand its scale to an optimizer that says so, in attributes.
-    fused._step_supports_amp_scaling = False
     backward_updates.LEDGER.add(fused)
     return optimizer
 
@@ -100,27 +96,14 @@ def _settings(in_backward: Any, accumulate: Any, max_grad_norm: Any) -> Settings
 
 
 def _is_scheduled(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a learning-rate scheduler wraps this instance's ``step`` to count its calls."""
+    """Whether a learning-rate scheduler wraps this instance's ``step``."""
     own = vars(optimizer).get("step")
-    if own is not None and not hasattr(own, "_wrapped_by_lr_sched"):
+    if own is not None and not counts_for_schedulers(own):
         raise UnsupportedError(
             f"The step() of this {type(optimizer).__name__} was replaced by something that "
             "fuse_optimizer does not know. Call fuse_optimizer before that."
         )
     return own is not None
-
-
-def _count_for_schedulers(optimizer: torch.optim.Optimizer) -> None:
-    found = weakref.ref(optimizer)
-
-    def step(*args: Any, **kwargs: Any) -> Any:
-        alive = found()
-        assert alive is not None
-        alive._opt_called = True  # type: ignore[attr-defined]
-        return type(alive).step(alive, *args, **kwargs)
-
-    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = step  # type: ignore[method-assign]
 
 
 class FusedOptimizer(torch.optim.Optimizer):
