@@ -15,6 +15,7 @@ from tests.kernels.builds import Build, building
 from tests.kernels.reference import tiles_of
 
 pytestmark = [
+    pytest.mark.slow,  # ptxas takes a second and more for each
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.parametrize("capability", [80, 90]),
 ]

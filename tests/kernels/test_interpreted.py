@@ -32,6 +32,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
+@pytest.mark.slow  # the interpreter takes a millisecond for each operation
 @pytest.mark.skipif(bool(_why_not()), reason=_why_not())
 def test_kernels_in_the_interpreter() -> None:
     files = sorted(str(file) for file in FOLDER.glob("check_*.py"))
