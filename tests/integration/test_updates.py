@@ -247,6 +247,15 @@ def test_torchs_clipping_does_not_pass_quietly(device: str, clip: Any) -> None:
     clip(other.parameters())  # nobody's business
 
 
+def test_clipping_what_is_left_of_the_gradients_does_not_pass_either(device: str) -> None:
+    pair = Pair(device)
+    pair.model.mix.weight.register_hook(lambda gradient: gradient)
+    loss(pair.run, pair.inputs()[0]).backward()
+    assert pair.model.mix.weight.grad is not None and pair.model.mix.bias.grad is None
+    with pytest.raises(satcompile.UpdateError, match=r"misses gradients"):
+        clip_grad_norm_(pair.model.parameters(), 1.0)
+
+
 def test_a_scaled_loss(device: str) -> None:
     pair = Pair(device)
     for x in pair.inputs(3):
