@@ -39,6 +39,7 @@ _SHARE_OF_ALL = 64  # or this part of them all, if that is less
 _CALL = re.compile(
     r"torch\.ops\.satcompile\.update_\.default\(.*, \[(?P<read>[^\[\]]*)\], \[(?P<slots>[\d, ]*)\]\)$"
 )
+_ALIAS = re.compile(r"(?P<name>\w+) = (?:reinterpret_tensor\()?(?P<base>\w+)(?:[,;]|$)")
 _NAME, _NUMBER = re.compile(r"[A-Za-z_]\w*\b(?!\()"), re.compile(r"\d+")
 
 _library = torch.library.Library("satcompile", "FRAGMENT")
@@ -137,10 +138,14 @@ def check_order(source: str, num_slots: int) -> None:
         VerificationError: a reader stands behind an update.
     """
     written: set[str] = set()
+    aliases: dict[str, set[str]] = {}
     found = 0
     for line in source.splitlines():
         line = line.strip()
         call = _CALL.match(line)
+        alias = _ALIAS.match(line)
+        if alias is not None and call is None:
+            aliases.setdefault(alias["base"], set()).add(alias["name"])
         if call is None:
             late = written.intersection(_NAME.findall(line)) if written else ()
             if late and not line.startswith(("del ", "#")):
@@ -151,9 +156,11 @@ def check_order(source: str, num_slots: int) -> None:
                 )
         if call is not None:
             found += len(_NUMBER.findall(call["slots"]))
-            written.update(_NAME.findall(call["read"]))
+            read = _NAME.findall(call["read"])
+            written.update(read, *(aliases.get(name, ()) for name in read))
         if line.startswith("return "):
             written.clear()  # the end of the function
+            aliases.clear()
     if found != num_slots:
         raise UnsupportedError(
             f"{found} of {num_slots} updates were found in the code that Inductor generated, "

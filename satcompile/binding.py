@@ -89,8 +89,13 @@ class UnlimitedGraph:
         updates = LEDGER.positions(args, self._trained)
         if updates not in self._choices:
             if example_inputs is None and not self._compilation.can_plan_again:
-                updates = min(self._choices, key=len)  # what is not handed over is returned
-                return self._choices[updates]
+                log.warning(
+                    "%s cannot be compiled again (tensors made of tensors among its inputs), so "
+                    "in_backward=True keeps to what its optimizer said at the first call.",
+                    self._record.name,
+                )
+                self._choices[updates] = self._choices[min(self._choices, key=len)]
+                return self._choices[updates]  # exact: what is not handed over is returned
             compilation = self._compilation.with_updates(updates)
             planned = compilation.without_budget(example_inputs)
             self._choices[updates] = choice = _Choice(planned)

@@ -6,7 +6,6 @@ holds these parameters, predicted by a step on fake tensors where it does not ex
 
 from __future__ import annotations
 
-import copy
 import gc
 import inspect
 import weakref
@@ -174,7 +173,8 @@ def _step_on_fake(
             )
         )
         fake.grad = torch.empty_like(fake)
-        twin = copy.copy(optimizer)
+        torch_class = getattr(optimizer, "torch_class", type(optimizer))  # of a fused one
+        twin = torch_class.__new__(torch_class)  # not a copy, which a fused one would enlist
         twin.__dict__ = dict(optimizer.__dict__)
         twin.state = type(optimizer.state)(dict)
         plain = {**settings, "fused": None, "foreach": False, "capturable": False}
@@ -182,7 +182,6 @@ def _step_on_fake(
             {**{k: v for k, v in plain.items() if k in settings}, "params": [fake]}
         ]
         try:
-            torch_class = getattr(optimizer, "torch_class", type(optimizer))  # of a fused one
             inspect.unwrap(torch_class.step)(twin)  # without hooks, profiling, gradients
         except Exception:
             # Any optimizer may come along, with any code in its step. Not predictable is an

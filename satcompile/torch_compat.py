@@ -380,6 +380,13 @@ def without_horizontal_fusion() -> Iterator[None]:
         yield
 
 
+def _key_of_pass(theirs: Any) -> Any:
+    """A user's pass as caches know it. What one without a key does is not known, so its code is
+    not to be found again; torch by itself keeps such passes from its cache."""
+    key = theirs.uuid() if hasattr(theirs, "uuid") else None
+    return os.urandom(16).hex() if key is None else key
+
+
 @contextlib.contextmanager
 def rewriting_last(rewrite: Callable[[fx.Graph], Any], key: str) -> Iterator[None]:
     """Graphs compiled inside are handed to ``rewrite`` behind Inductor's own rewriting, which may
@@ -400,7 +407,7 @@ def rewriting_last(rewrite: Callable[[fx.Graph], Any], key: str) -> Iterator[Non
             rewrite(graph)
 
         def uuid(self) -> Any:
-            return (key, *(each.uuid() for each in earlier))
+            return (key, *map(_key_of_pass, earlier))
 
     with config.patch(post_grad_custom_post_pass=Last()):
         yield

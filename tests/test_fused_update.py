@@ -101,6 +101,16 @@ def test_code_is_searched_for_readers_behind_the_update() -> None:
             check_order(SOURCE.format(line=line), 3)
 
 
+def test_code_is_searched_for_other_names_of_the_memory() -> None:
+    source = SOURCE.format(line="extern_kernels.mm(buf9, buf1)")
+    check_order(source, 3)
+    named = source.replace(
+        "(self, args):", "(self, args):\n    buf9 = reinterpret_tensor(primals_1, (4, ))"
+    )
+    with pytest.raises(satcompile.VerificationError, match="buf9 behind its update"):
+        check_order(named, 3)
+
+
 def test_code_that_cannot_be_searched_is_refused() -> None:
     with pytest.raises(satcompile.UnsupportedError, match="3 of 4 updates"):
         check_order(SOURCE.format(line="pass"), 4)

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from satcompile.torch_compat import copy_of_captured
+from satcompile.torch_compat import copy_of_captured, rewriting_last
 
 
 class Checkpointed(torch.nn.Module):
@@ -48,3 +48,33 @@ def test_a_copied_graph_tells_what_dynamo_told() -> None:
     assert bodies, "the checkpoint region's body"
     assert not {id(body) for body in bodies} & {id(body) for body in gm.children()}
     assert copied.constant is gm.constant
+
+
+def test_a_users_pass_keeps_its_place_and_its_key() -> None:
+    from torch._inductor import config
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    ran: list[str] = []
+
+    class Theirs(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            ran.append("theirs")
+
+        def uuid(self) -> str:
+            return "theirs"
+
+    def plain(graph: fx.Graph) -> None:
+        ran.append("plain")
+
+    keys = {}
+    for name, theirs in (("keyed", Theirs()), ("plain", plain)):
+        for call in (1, 2):
+            with (
+                config.patch(post_grad_custom_post_pass=theirs),
+                rewriting_last(lambda graph: ran.append("ours"), "key"),
+            ):
+                keys[name, call] = config.post_grad_custom_post_pass.uuid()
+                config.post_grad_custom_post_pass(fx.Graph())
+    assert ran == ["theirs", "ours"] * 2 + ["plain", "ours"] * 2
+    assert keys["keyed", 1] == keys["keyed", 2]
+    assert keys["plain", 1] != keys["plain", 2], "code of an unknown pass must not be found again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from satcompile.optimizers.rules import Update
+from satcompile.torch_compat import is_dense
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_PITCH = 2**24  # offsets within 128 rows are 32 bits long
@@ -40,7 +41,7 @@ def _check_memory(tensors: tuple[torch.Tensor, ...], *, needs_rows: bool) -> Non
         return
     parameter = tensors[0]
     orders = {_strides(tensor) for tensor in tensors}
-    if needs_rows or len(orders) > 1 or not _is_dense(parameter):
+    if needs_rows or len(orders) > 1 or not is_dense(parameter):
         wanted = "contiguous" if needs_rows else "of the same strides and without gaps"
         raise ValueError(
             f"parameter, gradient and moments of shape {tuple(parameter.shape)} must be {wanted}; "
@@ -71,16 +72,6 @@ def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
     """Of the dimensions along which there is more than one element."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tuple(stride for size, stride in sizes if size > 1)
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
 
 
 def _dtypes(tensors: tuple[torch.Tensor, ...]) -> str:

@@ -55,8 +55,9 @@ NOTHING: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class Owner:
-    """Who updates a parameter inside the backward, by which group. Keeps nobody alive."""
+    """Who updates ``parameter`` inside the backward, by which group. Keeps nobody alive."""
 
+    parameter: weakref.ReferenceType[torch.Tensor]
     reference: weakref.ReferenceType[Any]
     number: int
 
@@ -219,10 +220,10 @@ class Ledger:
         seen: set[int] = set()
         for slot, position in edges.items():
             edge = node.next_functions[position][0]
-            parameter = getattr(edge, "variable", None)
+            parameter: Any = getattr(edge, "variable", None)
             owner = owners.get(id(parameter))
-            if parameter is None or owner is None:
-                continue
+            if owner is None or owner.parameter() is not parameter:
+                continue  # an id is given again when what had it is gone
             if id(parameter) in self._numbers_applied(owner.optimizer):
                 raise _second_backward(parameter)
             twice = id(parameter) in seen
@@ -336,7 +337,7 @@ def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
             for parameter in group["params"]:
                 if id(parameter) in found:  # in two optimizers
                     twice.add(id(parameter))
-                found[id(parameter)] = Owner(weakref.ref(optimizer), number)
+                found[id(parameter)] = Owner(weakref.ref(parameter), weakref.ref(optimizer), number)
                 address = parameter.untyped_storage().data_ptr()
                 if memory.setdefault(address, id(parameter)) != id(parameter):
                     twice.update((id(parameter), memory[address]))

@@ -289,6 +289,22 @@ def test_scaled_losses_get_a_backward_that_returns_gradients(device: str) -> Non
     assert "fused_update" in passes(False)
 
 
+def test_an_id_that_is_given_again_is_not_mistaken(device: str) -> None:
+    """Another model's parameter where, by its id, an optimizer's parameter had been."""
+    pair = Pair(device)
+    pair.step(pair.inputs()[0])
+    owners = dict(in_backward.LEDGER.owners())
+    other = nn.Linear(24, 24, device=device).double()
+    number = id(pair.model.mix.weight)
+    with pytest.MonkeyPatch.context() as patch:
+        swapped = {**owners, id(other.weight): owners[number]}
+        patch.setattr(in_backward.LEDGER, "_owners", swapped)
+        before = other.weight.detach().clone()
+        run = torch.compile(other, backend="sat")
+        run(torch.ones(2, 24, dtype=torch.float64, device=device)).sum().backward()
+    assert torch.equal(other.weight, before) and other.weight.grad is not None
+
+
 def test_an_optimizer_that_is_gone_leaves_nothing(device: str) -> None:
     pair = Pair(device)
     x = pair.inputs()[0]
