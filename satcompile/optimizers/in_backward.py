@@ -61,6 +61,10 @@ class Owner:
     reference: weakref.ReferenceType[Any]
     number: int
 
+    def updates(self, parameter: torch.Tensor) -> bool:
+        """Whether it is this very one: an id is given again when what had it is gone."""
+        return self.parameter() is parameter
+
     @property
     def optimizer(self) -> Any:
         """Alive wherever its parameters are about to be updated; None once it is gone."""
@@ -220,10 +224,10 @@ class Ledger:
         seen: set[int] = set()
         for slot, position in edges.items():
             edge = node.next_functions[position][0]
-            parameter: Any = getattr(edge, "variable", None)
+            parameter = getattr(edge, "variable", None)
             owner = owners.get(id(parameter))
-            if owner is None or owner.parameter() is not parameter:
-                continue  # an id is given again when what had it is gone
+            if parameter is None or owner is None or not owner.updates(parameter):
+                continue
             if id(parameter) in self._numbers_applied(owner.optimizer):
                 raise _second_backward(parameter)
             twice = id(parameter) in seen
