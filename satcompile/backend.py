@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile import torch_compat
+from satcompile import sparse_calls, torch_compat
 from satcompile.binding import BoundGraph, UnlimitedGraph
 from satcompile.compilation import Compilation
 from satcompile.errors import SatcompileError, UnsupportedError
@@ -89,7 +89,9 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
         bound = BoundGraph(compilation, inputs, record)
     planned = bound.first_plan(inputs)
     if not planned.attempt.is_training:
-        return planned.compiled  # an inference graph: nothing is saved, nothing to plan
+        if not planned.attempt.masked:
+            return planned.compiled  # an inference graph: nothing is saved, nothing to plan
+        return lambda *args: sparse_calls.run(planned, args)
     _warn_of_recompile_limit()
     registry.add(record)
     return bound

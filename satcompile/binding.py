@@ -16,8 +16,15 @@ from typing import Any
 
 import torch
 
-from satcompile import balance
-from satcompile.compilation import Compilation, FloorExceeded, Planned, Sizes, over_budget
+from satcompile import balance, sparse_calls
+from satcompile.compilation import (
+    Compilation,
+    FloorExceeded,
+    Planned,
+    Sizes,
+    over_budget,
+    trained_positions,
+)
 from satcompile.errors import BudgetError
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
@@ -54,15 +61,6 @@ class _Choice:
         return None if self.make_report is None else self.make_report()
 
 
-def trained_positions(inputs: Sequence[Any]) -> list[int]:
-    """Which of a graph's inputs are parameters that get a gradient."""
-    return [
-        position
-        for position, value in enumerate(inputs)
-        if isinstance(value, torch.nn.Parameter) and value.requires_grad
-    ]
-
-
 class UnlimitedGraph:
     """A graph without a budget: torch's own plan, with the updates that its parameters ask for."""
 
@@ -81,7 +79,7 @@ class UnlimitedGraph:
         choice = self._choice(args)
         self._record.decided = choice
         self._record.observe(args)
-        results = choice.planned.compiled(*args)
+        results = sparse_calls.run(choice.planned, args)
         LEDGER.flew(args, self._trained, results)
         return results
 
@@ -153,7 +151,7 @@ class BoundGraph:
             call.share, call.counted = choice.share, choice.counted
             self.record.decided = choice
             self.record.observe(args)
-            results = choice.planned.compiled(*args)
+            results = sparse_calls.run(choice.planned, args)
         except BaseException:  # an interrupt, too, leaves nothing that this call would hold
             STEPS.failed(call)
             raise

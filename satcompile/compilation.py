@@ -29,6 +29,7 @@ from satcompile.residency import Residency
 from satcompile.torch_compat import (
     CompilationContext,
     copy_of_captured,
+    parameter_name,
     planning_for,
     size_expression,
     size_hint,
@@ -118,6 +119,9 @@ class Compilation:
             for position, value in enumerate(example_inputs)
             if isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad
         )
+        self._trained = frozenset(trained_positions(example_inputs))
+        placeholders = gm.graph.find_nodes(op="placeholder")
+        self._names = {i: parameter_name(placeholders[i]) for i in self._trained}
         # Compiling rewrites a graph: this one stays as it came, copies are compiled.
         self._gm = gm
         self._context = CompilationContext()
@@ -255,8 +259,10 @@ class Compilation:
 
     def _attempt(self, **settings: Any) -> Attempt:
         return Attempt(
-            self.options,
+            settings.pop("options", self.options),
             leaf_gradients=self._leaves,
+            trained=self._trained,
+            names=self._names,
             default_saved=self._default_saved,
             **settings,
         )
@@ -290,7 +296,7 @@ class Compilation:
         """Allocations of torch's own plan, whose code is generated for that and not compiled
         (unless ``attempt`` is that plan); None where that code cannot be had."""
         assert attempt.outcome is not None
-        if attempt.outcome.plan.is_default and not attempt.updates:
+        if attempt.outcome.plan.is_default and not attempt.updates and attempt.sparse is None:
             return Planned(attempt, None, 1, self.first_sizes).walk_at(self.symbols, sizes)
         if self._plain._default is None and not self.can_plan_again:
             return None
@@ -298,7 +304,9 @@ class Compilation:
 
     def _code_of_default(self, example_inputs: Sequence[Any] | None = None) -> Planned:
         if self._default is None:
-            attempt = self._attempt(dry=True)
+            attempt = self._attempt(
+                dry=True, options=self.options.model_copy(update={"sparsity": None})
+            )
             self._default = Planned(attempt, None, 1, self.first_sizes)
             if example_inputs is not None:
                 self._try(attempt, example_inputs)
@@ -328,6 +336,15 @@ class Compilation:
         walk = default.walk_at(self.symbols, sizes)
         peak_bytes = walk.peak_bytes if walk is not None else default.attempt.step_peak_bytes
         return int(asked.share * (residency.total_bytes + peak_bytes))
+
+
+def trained_positions(inputs: Sequence[Any]) -> list[int]:
+    """Which of a graph's inputs are parameters that get a gradient."""
+    return [
+        position
+        for position, value in enumerate(inputs)
+        if isinstance(value, torch.nn.Parameter) and value.requires_grad
+    ]
 
 
 class FloorExceeded(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -37,8 +37,12 @@ from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
 from satcompile.passes.fused_update import FusedUpdate, check_order
 from satcompile.passes.recompute import Recompute, budget_search
+from satcompile.passes.sparse_forward import SparseForward
+from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.planning_problem import PlanningProblem
 from satcompile.solver.search import BudgetSearch
+from satcompile.sparsity import masks
+from satcompile.torch_compat import leaves_behind
 from satcompile.training_graph import TrainingGraph, is_tensor, storage_bytes
 
 log = logging.getLogger("satcompile")
@@ -76,6 +80,12 @@ class Attempt:
         leaf_gradients: positions among the graph's inputs of leaves, whose gradients stay.
         updates: positions among the graph's inputs of parameters whose gradients the backward is to
             hand to their optimizer.
+        trained: positions among the graph's inputs of parameters that get a gradient.
+        sparse: which of them are trained in tiles; None without sparsity.
+        names: of parameters by position among the graph's inputs, where they are known.
+        latest_masks: of the latest call, by position.
+        told_of_dense_uses: whether a warning was given.
+        masked: in a graph without a backward, positions of parameters with a sparse forward.
         on_backward: called when the backward begins to run.
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
@@ -91,6 +101,7 @@ class Attempt:
     dry: bool = False
     leaf_gradients: frozenset[int] = frozenset()
     updates: frozenset[int] = frozenset()
+    trained: frozenset[int] = frozenset()
     on_backward: Callable[[], None] | None = None
     origins: dict[bool, dict[str, str]] = field(default_factory=dict, repr=False)
     outcome: pipeline.Outcome | None = None
@@ -102,7 +113,13 @@ class Attempt:
     _outputs: tuple[str | None, ...] = field(default=(), repr=False)
     transient_outputs: tuple[int, ...] = ()
     fused_update: FusedUpdate | None = None
+    sparse: SparseParameters | None = None
+    masked: frozenset[int] = frozenset()
+    names: Mapping[int, str] = field(default_factory=dict, repr=False)
+    latest_masks: Mapping[int, masks.Mask] = field(default_factory=dict, repr=False)
+    told_of_dense_uses: bool = False
     _edges: dict[int, int] = field(default_factory=dict)
+    _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
 
     @property
@@ -182,6 +199,7 @@ class Attempt:
                 static_lifetime_input_indices=static,
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
             )  # fmt: skip
+        graph, sparse_passes = self._sparsified(graph)
         self.fused_update = self._fused_update(graph)
         self.problem = PlanningProblem(
             graph,
@@ -196,19 +214,41 @@ class Attempt:
             default_within_bytes=self.default_within_bytes,
             default_saved=self.default_saved,
         )
-        self.outcome = pipeline.run(self.problem, recompute)
+        self.outcome = pipeline.run(self.problem, recompute, sparse_passes)
         parts = self.outcome.parts
         # Inductor rewrites the modules it is given: what is needed later is noted now.
         self._outputs = _output_names(parts.forward)
         self.transient_outputs = graph.transient_outputs
         return parts.forward, parts.backward
 
+    def _sparsified(
+        self, graph: TrainingGraph
+    ) -> tuple[TrainingGraph, tuple[pipeline.PassRecord, ...]]:
+        """The graph with sparse gradients, and a sparse forward, where these are asked for."""
+        sparsity = self.options.sparsity
+        if sparsity is None:
+            return graph, ()
+        if not self._has_own_positions(graph.primals):
+            log.warning(
+                "sparsity: this graph is trained densely, because some of its inputs share memory."
+            )
+            return graph, ()
+        gradients = SparseGradients(self.trained, sparsity.block)
+        forward = SparseForward() if sparsity.is_forward_sparse else None
+        graph, self.sparse, records = pipeline.sparsify(graph, gradients, forward)
+        self._sparse_edges = _edges_of(graph, self.sparse.tiled)
+        return graph, records
+
+    def _has_own_positions(self, inputs: Sequence[fx.Node]) -> bool:
+        """AOTAutograd drops inputs that are there twice and merges those that overlap: positions
+        are then others than in Dynamo's graph."""
+        return len(inputs) == self._num_inputs
+
     def _fused_update(self, graph: TrainingGraph) -> FusedUpdate | None:
-        """Which gradients to hand over. AOTAutograd drops inputs that are there twice and merges
-        those that overlap: the positions are then others, and all gradients are returned."""
+        """Which gradients to hand over."""
         if not self.updates or FusedUpdate.name in self.options.disable_passes:
             return None
-        if len(graph.primals) != self._num_inputs:
+        if not self._has_own_positions(graph.primals):
             log.warning(
                 "in_backward=True: all gradients of this graph are returned and applied by step(), "
                 "without the saving in memory, because some of its inputs share memory."
@@ -221,9 +261,7 @@ class Attempt:
                 names[owners[node]].append(node.name)
         results = graph.backward_outputs
         slots = [slot for slot in sorted(self.updates) if isinstance(results[slot], fx.Node)]
-        tensors = [i for i, node in enumerate(graph.primals) if is_tensor(node)]
-        edges = {position: edge for edge, position in enumerate(tensors)}
-        self._edges = {slot: edges[slot] for slot in slots}
+        self._edges = _edges_of(graph, slots)
         num_bytes = sum(storage_bytes(results[slot].meta["val"]) for slot in slots)
         return FusedUpdate({s: tuple(names[graph.primals[s]]) for s in slots}, num_bytes)
 
@@ -231,6 +269,7 @@ class Attempt:
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
     ) -> Any:
         if self.outcome is None or kwargs.get("is_inference"):
+            self._mask_inference(gm)
             return torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
         names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
         specs = [_spec(value, name) for value, name in zip(example_inputs, names, strict=True)]
@@ -268,12 +307,28 @@ class Attempt:
             self.unreadable = "Inductor kept no source"
         return self._announced(compiled) if is_backward else compiled
 
+    def _mask_inference(self, gm: fx.GraphModule) -> None:
+        """What is evaluated is what is trained: a sparse forward without a backward."""
+        sparsity = self.options.sparsity
+        inputs = gm.graph.find_nodes(op="placeholder")
+        if sparsity is None or not sparsity.is_forward_sparse or self.outcome is not None:
+            return
+        if self._has_own_positions(inputs):
+            self.masked = SparseForward().run_on_inference(gm.graph, inputs, self.trained)
+            gm.recompile()
+
     def _announced(self, compiled: Any) -> Any:
-        """The compiled backward, which tells when it begins."""
+        """The compiled backward, which tells when it begins, and whose parameters are known."""
 
         def run(args: list[Any]) -> Any:
             if self.on_backward is not None:
                 self.on_backward()
+            if self.sparse is None:
+                return updated(args)
+            with masks.running(masks.bindings(leaves_behind(self._sparse_edges))):
+                return updated(args)
+
+        def updated(args: list[Any]) -> Any:
             if not self.consumed:
                 LEDGER.plain_backward()
                 return compiled(args)
@@ -333,7 +388,7 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
             # Code that may overwrite what was saved is wrong where a graph is retained, and the
             # cache of Inductor's code does not tell the two apart by itself.
             repr(torch_compat.may_overwrite_saved()),
-            repr(attempt.options),
+            attempt.options.code_key,
             repr(
                 (
                     attempt.limit_bytes,
@@ -342,6 +397,7 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
                     attempt.lowest_peak,
                     attempt.dry,
                     sorted(attempt.updates),
+                    sorted(attempt.trained) if attempt.options.sparsity is not None else None,
                 )
             ),
         )
@@ -373,6 +429,13 @@ def _source_digest() -> str:
     return torch_compat.digest(
         metadata.version("satcompile"), *(file.read_bytes() for file in files)
     )
+
+
+def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:
+    """By slot, the position among the edges of autograd's node, of which tensors alone have one."""
+    tensors = [i for i, node in enumerate(graph.primals) if is_tensor(node)]
+    edges = {position: edge for edge, position in enumerate(tensors)}
+    return {slot: edges[slot] for slot in slots}
 
 
 def graph_device(gm: fx.GraphModule) -> torch.device:

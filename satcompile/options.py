@@ -15,8 +15,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from satcompile.errors import OptionError
+from satcompile.sparsity.settings import Sparsity, read_sparsity
 
-PASS_NAMES = ("recompute", "fused_update")
+PASS_NAMES = ("sparse_gradients", "sparse_forward", "recompute", "fused_update")
 
 _BUDGET_FORMS = 'bytes as an int, "6GiB", "800MB", "60% of default" or "auto"'
 _ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"
@@ -46,11 +47,17 @@ class Options(BaseModel):
 
     memory_budget: MemoryBudget | None = None
     reserve: int = 0
-    sparsity: None = None
+    sparsity: Sparsity | None = None
     cost_model: Literal["analytic"] = "analytic"
     solver_effort: int = 1_000
     disable_passes: tuple[str, ...] = ()
     inductor: dict[str, Any] = {}
+
+    @property
+    def code_key(self) -> str:
+        """What generated code depends on: of sparsity, how weights are cut, not which tiles count."""
+        key = None if self.sparsity is None else self.sparsity.key
+        return repr((self.model_copy(update={"sparsity": None}), key))
 
     @field_validator("memory_budget", mode="before")
     @classmethod
@@ -64,12 +71,8 @@ class Options(BaseModel):
 
     @field_validator("sparsity", mode="before")
     @classmethod
-    def _refuse_sparsity(cls, value: Any) -> None:
-        if value is not None:
-            raise OptionError(
-                "The option 'sparsity' is reserved for sparse adaptive training, which this "
-                "version does not have. Remove it to train densely."
-            )
+    def _read_sparsity(cls, value: Any) -> Sparsity | None:
+        return read_sparsity(value)
 
     @field_validator("cost_model", mode="before")
     @classmethod
@@ -167,6 +170,15 @@ def parse(options: Any) -> Options:
             "The option 'memory_budget' needs the pass 'recompute', which 'disable_passes' turns "
             "off. Remove one of the two."
         )
+    for name in ("sparse_gradients", "sparse_forward"):
+        wanted = parsed.sparsity is not None and (
+            name == "sparse_gradients" or parsed.sparsity.is_forward_sparse
+        )
+        if wanted and name in parsed.disable_passes:
+            raise OptionError(
+                f"The option 'sparsity' needs the pass {name!r}, which 'disable_passes' turns off. "
+                "Remove one of the two."
+            )
     return parsed
 
 

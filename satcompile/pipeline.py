@@ -17,9 +17,13 @@ from dataclasses import dataclass
 
 from satcompile.partition import Partition, partition
 from satcompile.passes.recompute import Recompute
+from satcompile.passes.sparse_forward import SparseForward
+from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
+from satcompile.training_graph import TrainingGraph
 from satcompile.verify import check_joint, check_partition, reference
+from satcompile.verify_sparse import check_slots
 
 log = logging.getLogger("satcompile")
 
@@ -42,18 +46,58 @@ class Outcome:
     passes: tuple[PassRecord, ...]
 
 
-def run(problem: PlanningProblem, recompute: Recompute) -> Outcome:
-    """Run the joint stage on one graph.
+def sparsify(
+    graph: TrainingGraph, gradients: SparseGradients, forward: SparseForward | None
+) -> tuple[TrainingGraph, SparseParameters, tuple[PassRecord, ...]]:
+    """The first passes of the joint stage, where a model is trained sparsely: they change what the
+    graph computes, and so what must be saved.
+
+    Raises:
+        VerificationError: with all tiles active, it would not be what it was.
+    """
+    before = reference(graph.module, dense=True)
+    started = time.perf_counter()
+    found = gradients.run(graph)
+    records = [_since(started, gradients.name, _tiled(found))]
+    if forward is not None:
+        started = time.perf_counter()
+        found = forward.run(graph.graph, graph.primals, found)
+        records.append(_since(started, forward.name, _masked(found)))
+    changed = TrainingGraph(graph.module, graph.num_forward_outputs, graph.static_inputs)
+    names = [record.name for record in records]
+    check_joint(changed.module, before, names, dense=True)
+    check_slots(changed, found, names)
+    return changed, found, tuple(records)
+
+
+def _tiled(found: SparseParameters) -> str:
+    gradients_flops = sum(each.gradient_flops for each in found.tiled.values())
+    share = gradients_flops / found.total_flops if found.total_flops else 0.0
+    return (
+        f"gradients of {len(found.tiled)} parameters in tiles ({share:.0%} of the FLOPs), "
+        f"{len(found.dense)} parameters dense"
+    )
+
+
+def _masked(found: SparseParameters) -> str:
+    masked = sum(each.has_sparse_forward for each in found.tiled.values())
+    return f"{masked} of {len(found.tiled)} parameters with a sparse forward"
+
+
+def run(
+    problem: PlanningProblem, recompute: Recompute, earlier: tuple[PassRecord, ...] = ()
+) -> Outcome:
+    """Run the joint stage on one graph, from its last pass on that leaves its meaning alone.
 
     Raises:
         VerificationError: a pass broke the graph.
     """
     before = reference(problem.graph.module)
     joint_passes = [
-        # a sparse forward and a chunked loss belong here: they change what must be saved
+        # a chunked loss belongs here: it changes what must be saved, as ``sparsify`` does before
         recompute,  # last: it plans for the graph as it will run
     ]
-    records: list[PassRecord] = []
+    records = list(earlier)
     plan: Plan | None = None
     for each in joint_passes:
         started = time.perf_counter()

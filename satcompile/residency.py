@@ -86,7 +86,7 @@ def gradient_bytes(parameters: Iterable[torch.Tensor]) -> int:
 def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tuple[str, ...]]:
     wanted = {id(parameter) for parameter in parameters}
     total, notes = 0, []
-    for optimizer in _live_optimizers():
+    for optimizer in live_optimizers():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) not in wanted:
@@ -106,7 +106,7 @@ def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tup
     return total, tuple(notes)
 
 
-def _live_optimizers() -> list[torch.optim.Optimizer]:
+def live_optimizers() -> list[torch.optim.Optimizer]:
     # Optimizers are made before and after us, by users and by trainers: asking the collector
     # finds them all, once per compilation.
     found = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -719,6 +720,13 @@ def current_backward_node() -> Any:
     return torch._C._current_autograd_node()
 
 
+def leaves_behind(edges: Mapping[int, int]) -> dict[int, torch.Tensor | None]:
+    """The leaves whose gradients the backward that runs computes, by what ``edges`` calls the
+    positions of its node's edges. 2.11, 2.13."""
+    functions = current_backward_node().next_functions
+    return {name: getattr(functions[edge][0], "variable", None) for name, edge in edges.items()}
+
+
 def current_backward_task() -> int:
     """A number for the ``backward()`` that runs in this thread. 2.11, 2.13."""
     return int(torch._C._current_graph_task_id())
@@ -752,6 +760,32 @@ def inside_data_parallel() -> bool:
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel._get_active_ddp_module() is not None
+
+
+def active_process_group() -> Any | None:
+    """The processes among which the DistributedDataParallel whose forward is under way sums
+    gradients; None outside one. 2.11, 2.13."""
+    if not torch.distributed.is_available():
+        return None
+    from torch.nn.parallel import DistributedDataParallel
+
+    module = DistributedDataParallel._get_active_ddp_module()
+    return None if module is None else module.process_group
+
+
+def sum_over(group: Any, values: torch.Tensor) -> None:
+    """Sum in place over the processes of a group; all of them must call it."""
+    torch.distributed.all_reduce(values, group=group)
+
+
+def parameter_name(placeholder: fx.Node) -> str:
+    """A parameter's path in its module as Dynamo knows it, of an input of Dynamo's graph; the node's
+    own name where it does not. ``Source.name``: a method in 2.11, a property in 2.13."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    text = name() if callable(name) else str(name)
+    parts = re.findall(r"_(?:modules|parameters)\['([^']+)'\]", text)
+    return ".".join(parts) or text or placeholder.name
 
 
 def watch_loss_scaling(scaled: Callable[[], None]) -> None:

@@ -37,6 +37,7 @@ from satcompile.partition import Partition
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem, is_mutation, is_random
 from satcompile.solver.step import StepProfile, simulate_orders
+from satcompile.sparsity.operators import dense_form
 from satcompile.torch_compat import is_rng_replay, is_rng_save, recompute_tag
 
 Number = int
@@ -55,7 +56,8 @@ class Numbering:
         if isinstance(value, fx.Node):
             return ("value", numbers[value])
         if isinstance(value, (tuple, list)):
-            return (type(value).__name__, *(self.argument(v, numbers) for v in value))
+            kind = "tuple" if isinstance(value, tuple) else "list"  # FX has its own, immutable lists
+            return (kind, *(self.argument(v, numbers) for v in value))
         if isinstance(value, slice):
             parts = (value.start, value.stop, value.step)
             return ("slice", *(self.argument(v, numbers) for v in parts))
@@ -94,8 +96,26 @@ class Reference:
     effects: Counter[Number]
 
 
-def reference(module: fx.GraphModule) -> Reference:
-    """Number a joint graph."""
+def _dense_key(node: fx.Node, numbering: Numbering, numbers: dict[fx.Node, Any]) -> Any:
+    """What a node's value were with all tiles active. Of a convolution's three gradients, each is
+    what it is whichever others are wanted."""
+    form = dense_form(node)
+    if form is None:
+        if node.target is not torch.ops.aten.convolution_backward.default:
+            return _key(node, numbering, numbers)
+        form = (node.target, (*node.args[:3], *node.args[4:10]), None)
+    target, arguments, result = form
+    nothing = numbering.argument({}, numbers)
+    key = (str(target), numbering.argument(tuple(arguments), numbers), nothing)
+    if result is None:
+        return key
+    parts = ("tuple", ("value", numbering.of(key)), ("int", repr(result)))
+    return (str(operator.getitem), parts, nothing)
+
+
+def reference(module: fx.GraphModule, dense: bool = False) -> Reference:
+    """Number a joint graph; with ``dense``, sparse operators as what they were before."""
+    key_of = _dense_key if dense else _key
     numbering, numbers = Numbering(), {}
     inputs: dict[str, Number] = {}
     signatures: dict[Number, str] = {}
@@ -108,7 +128,7 @@ def reference(module: fx.GraphModule) -> Reference:
         if node.op == "placeholder":
             numbers[node] = inputs[node.name] = numbering.of(("input", node.name))
         elif node.op == "call_function" and is_random(node):
-            key = _key(node, numbering, numbers)
+            key = key_of(node, numbering, numbers)
             if recompute_tag(node) == "recompute":
                 replayed[key] = replayed.get(key, 0) + 1
                 numbers[node] = numbering.of(("replayed", key, replayed[key]))
@@ -116,7 +136,7 @@ def reference(module: fx.GraphModule) -> Reference:
                 random.add(node.name)
                 numbers[node] = numbering.of(("random", key, node.name))
         else:
-            numbers[node] = numbering.of(_key(node, numbering, numbers))
+            numbers[node] = numbering.of(key_of(node, numbering, numbers))
         signatures.setdefault(numbers[node], signature(node))
         if is_mutation(node):
             effects[numbers[node]] += 1
@@ -153,10 +173,13 @@ def _outputs(module: fx.GraphModule) -> list[Any]:
     return [v if isinstance(v, fx.Node) else None for v in pytree.arg_tree_leaves(*node.args)]
 
 
-def check_joint(module: fx.GraphModule, before: Reference, passed: Iterable[str]) -> None:
-    """A pass that claims to leave the joint graph's meaning alone did."""
+def check_joint(
+    module: fx.GraphModule, before: Reference, passed: Iterable[str], dense: bool = False
+) -> None:
+    """A pass that claims to leave the joint graph's meaning alone did; with ``dense``, its meaning
+    with all tiles active, ``before`` being numbered so, too."""
     _lint(module, "joint", passed)
-    after = reference(module)
+    after = reference(module, dense)
     names = {number: key for key, number in before.numbering.table.items()}
     if list(after.inputs) != list(before.inputs):
         _fail("the joint graph's inputs changed", passed)

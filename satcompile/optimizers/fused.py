@@ -18,6 +18,7 @@ from satcompile.optimizers import in_backward as backward_updates
 from satcompile.optimizers.rules import Update
 from satcompile.optimizers.state import update_of
 from satcompile.optimizers.support import check_class, check_gradients, check_groups
+from satcompile.sparsity import population
 from satcompile.torch_compat import counts_for_schedulers, take_over_step
 
 _Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
@@ -134,6 +135,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             updates = list(self._updates())
             scale = self._clipping_scale(updates)
             sweep(updates, scale)
+            population.step_taken(self)
         torch.autograd.graph.increment_version([update.parameter for update in updates])
         return loss
 

@@ -94,9 +94,11 @@ class Ledger:
     """Every optimizer that updates inside the backward, and what is under way."""
 
     def __init__(self) -> None:
-        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        # In the order of their coming.
+        self._optimizers: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         self._applied: weakref.WeakKeyDictionary[Any, Applied] = weakref.WeakKeyDictionary()
         self._owners: dict[int, Owner] | None = None
+        self._holders: dict[int, Owner] = {}
         self._counted: tuple[int, ...] = ()
         self._flights: list[Flight] = []
         self._kept: tuple[int, set[int]] = (-1, set())
@@ -108,7 +110,7 @@ class Ledger:
 
     def add(self, optimizer: Any) -> None:
         """``optimizer`` was fused, or fused anew with other settings."""
-        self._optimizers.add(optimizer)
+        self._optimizers[optimizer] = None
         self.changed()
         if optimizer._fused_settings.in_backward:
             watch_loss_scaling(self._scaled)
@@ -120,13 +122,23 @@ class Ledger:
 
     def owners(self) -> Mapping[int, Owner]:
         """By the parameter's id."""
-        if not self._optimizers:
-            return {}
+        self._look_again()
+        return self._owners or {}
+
+    def holder(self, parameter: torch.Tensor) -> Any | None:
+        """The fused optimizer that updates ``parameter``, inside the backward or not; of several the
+        one that was fused last."""
+        self._look_again()
+        found = self._holders.get(id(parameter))
+        return found.optimizer if found is not None and found.updates(parameter) else None
+
+    def _look_again(self) -> None:
+        """At optimizers, if there are others, or these have other parameters."""
         live = list(self._optimizers)
         counted = tuple(len(g["params"]) for o in live for g in o.param_groups)
         if self._owners is None or counted != self._counted:
             self._owners, self._counted = _owners(live), counted
-        return self._owners
+            self._holders = dict(_holders(live))
 
     # -- forwards --------------------------------------------------------------------------
 
@@ -328,6 +340,13 @@ class Ledger:
                 "in_backward=True, max_grad_norm=...), which clips as torch does, and remove the "
                 "call (in the Hugging Face Trainer: max_grad_norm=0)."
             )
+
+
+def _holders(optimizers: Sequence[Any]) -> Iterator[tuple[int, Owner]]:
+    for optimizer in optimizers:
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                yield id(parameter), Owner(weakref.ref(parameter), weakref.ref(optimizer), number)
 
 
 def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:

@@ -13,6 +13,7 @@ import torch
 
 from satcompile.optimizers.rules import Update
 from satcompile.optimizers.support import numbers_of, rule_of
+from satcompile.sparsity.masks import tiles_of
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -27,7 +28,11 @@ def update_of(
     """The update of ``parameter`` by ``gradient``, with state that is made where there is none."""
     rule, state = rule_of(group, torch_class), optimizer.state[parameter]
     update = Update(
-        rule, numbers_of(group, torch_class), parameter.detach(), _alike(gradient, parameter)
+        rule,
+        numbers_of(group, torch_class),
+        parameter.detach(),
+        _alike(gradient, parameter),
+        tiles=tiles_of(parameter),
     )
     if rule.formula == "adam":
         update.step = _step(state)

@@ -1,0 +1,84 @@
+"""A call of a graph that is trained sparsely: its parameters meet their masks and their optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from satcompile.compilation import Planned
+from satcompile.errors import UnsupportedError
+from satcompile.inductor import Attempt
+from satcompile.optimizers.in_backward import LEDGER
+from satcompile.residency import live_optimizers
+from satcompile.sparsity import masks, population
+
+log = logging.getLogger("satcompile")
+
+
+def run(planned: Planned, args: Sequence[Any]) -> Any:
+    """The forward of a plan.
+
+    Raises:
+        UnsupportedError: a parameter is to be trained in tiles, and no fused optimizer holds it.
+    """
+    attempt = planned.attempt
+    if attempt.sparse is not None:
+        bound = _joined(attempt, args)
+        attempt.latest_masks = {slot: each.mask for slot, each in bound.items()}
+        with masks.running(bound):
+            return planned.compiled(*args)
+    if attempt.options.sparsity is None or attempt.is_training:
+        return planned.compiled(*args)
+    bound = masks.bindings({slot: args[slot] for slot in attempt.masked})
+    _warn_of_dense_uses(attempt, args)
+    with masks.running(bound):
+        return planned.compiled(*args)
+
+
+def _joined(attempt: Attempt, args: Sequence[Any]) -> dict[int, masks.Bound]:
+    """By slot; a parameter that comes for the first time gets a mask with everything active."""
+    assert attempt.sparse is not None and attempt.options.sparsity is not None
+    settings = attempt.options.sparsity
+    bound: dict[int, masks.Bound] = {}
+    for slot in attempt.sparse.tiled:
+        parameter = args[slot]
+        optimizer = LEDGER.holder(parameter)
+        if optimizer is None:
+            raise _not_fused(attempt.names.get(slot, f"input {slot}"), parameter)
+        bound[slot] = masks.Bound(parameter, population.join(parameter, optimizer, settings))
+    population.note_data_parallel([each.mask for each in bound.values()])
+    return bound
+
+
+def _not_fused(name: str, parameter: torch.Tensor) -> UnsupportedError:
+    holders = [
+        type(optimizer).__name__
+        for optimizer in live_optimizers()
+        if any(p is parameter for group in optimizer.param_groups for p in group["params"])
+    ]
+    held = f"is held by {' and '.join(holders)}" if holders else "is held by no optimizer"
+    return UnsupportedError(
+        f"The option 'sparsity' needs satcompile.fuse_optimizer(optimizer) before the first training "
+        f"step: an optimizer of torch's would let frozen tiles drift, by momentum and weight decay. "
+        f"The parameter {name!r} of shape {tuple(parameter.shape)} {held}."
+    )
+
+
+def _warn_of_dense_uses(attempt: Attempt, args: Sequence[Any]) -> None:
+    """Without a backward, a graph may use a weight as no training graph does."""
+    if attempt.told_of_dense_uses:
+        return
+    for slot in attempt.trained - attempt.masked:
+        mask = masks.mask_of(args[slot])
+        if mask is not None and mask.forward is not None:
+            attempt.told_of_dense_uses = True
+            log.warning(
+                "sparsity: a graph without gradients uses all of a parameter of shape %s, whose "
+                "training uses %.0f%% of it: what it computes is not what is trained.",
+                tuple(args[slot].shape),
+                100 * mask.forward.share,
+            )
+            return

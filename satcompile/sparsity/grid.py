@@ -1,0 +1,148 @@
+"""How a weight is cut into tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+# A convolution's library works on so many channels at a time.
+_CHANNELS = 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A weight of shape (n, ...), seen as a matrix of n rows, cut into tiles.
+
+    Tiles at the right and lower edges may be smaller; tiles are numbered row by row. A *map* is a
+    tensor of shape (down, across) with an entry for each.
+
+    Attributes:
+        shape: of the weight.
+        height, width: of a tile, in rows and columns of the matrix.
+    """
+
+    shape: tuple[int, ...]
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], block: int) -> Grid:
+        """Square tiles for a matrix; for a convolution's weight, blocks of output channels of about
+        ``block**2`` weights, of at most ``block`` channels."""
+        shape = tuple(shape)
+        if len(shape) == 2:
+            return cls(shape, min(block, shape[0]), min(block, shape[1]))
+        per_channel = math.prod(shape[1:])
+        channels = block * block // per_channel // _CHANNELS * _CHANNELS
+        channels = min(block, max(channels, min(block, _CHANNELS)), shape[0])
+        return cls(shape, channels, per_channel)
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[1:])
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def down(self) -> int:
+        return -(-self.rows // self.height)
+
+    @property
+    def across(self) -> int:
+        return -(-self.columns // self.width)
+
+    @cached_property
+    def sizes(self) -> torch.Tensor:
+        """A map of int64: elements of each tile."""
+        heights = _lengths(self.rows, self.height, self.down)
+        widths = _lengths(self.columns, self.width, self.across)
+        return heights[:, None] * widths[None, :]
+
+    def share(self, active: torch.Tensor) -> float:
+        """Of the weight's elements, those in the tiles of a map of bool."""
+        return float(self.sizes[active].sum()) / self.num_elements
+
+    def element_mask(self, active: torch.Tensor) -> torch.Tensor:
+        """A map of bool, as a mask of the weight's shape."""
+        rows = active.repeat_interleave(self.height, 0)[: self.rows]
+        return rows.repeat_interleave(self.width, 1)[:, : self.columns].reshape(self.shape)
+
+    def sums(self, matrix_strip: torch.Tensor) -> torch.Tensor:
+        """Sums over the tiles of some whole rows of tiles.
+
+        Args:
+            matrix_strip: (rows, columns), beginning at a tile's upper edge.
+
+        Returns:
+            (rows of tiles, across), of the same dtype.
+        """
+        missing = self.across * self.width - matrix_strip.shape[1]
+        if missing:
+            matrix_strip = torch.nn.functional.pad(matrix_strip, (0, missing))
+        by_row = matrix_strip.view(matrix_strip.shape[0], self.across, self.width).sum(2)
+        return torch.stack([rows.sum(0) for rows in by_row.split(self.height)])
+
+
+def _lengths(extent: int, side: int, count: int) -> torch.Tensor:
+    lengths = torch.full((count,), side, dtype=torch.int64)
+    lengths[-1] = extent - side * (count - 1)
+    return lengths
+
+
+Rectangle = tuple[int, int, int, int]  # top, bottom, left, right, in elements
+
+
+def rectangles(grid: Grid, active: torch.Tensor) -> list[Rectangle]:
+    """Adjacent tiles of a map of bool together, as rectangles that do not overlap.
+
+    Runs of tiles in a row, joined with equal runs in the next ones; or the same by columns, if
+    these are fewer.
+    """
+    by_rows = _joined_runs(active)
+    by_columns = [(left, right, top, bottom) for top, bottom, left, right in _joined_runs(active.T)]
+    fewest = min(by_rows, by_columns, key=len)
+    return [
+        (
+            top * grid.height,
+            min(bottom * grid.height, grid.rows),
+            left * grid.width,
+            min(right * grid.width, grid.columns),
+        )
+        for top, bottom, left, right in fewest
+    ]
+
+
+def _joined_runs(active: torch.Tensor) -> list[Rectangle]:
+    done: list[Rectangle] = []
+    open_runs: dict[tuple[int, int], int] = {}  # where they began
+    rows = active.tolist()
+    for number, row in enumerate([*rows, [False] * len(rows[0])]):
+        runs = runs_of(row)
+        for (left, right), top in list(open_runs.items()):
+            if (left, right) not in runs:
+                done.append((top, number, left, right))
+                del open_runs[left, right]
+        for run in runs:
+            open_runs.setdefault(run, number)
+    return done
+
+
+def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """Begin and end of each run of true ones."""
+    found: list[tuple[int, int]] = []
+    for position, flag in enumerate(flags):
+        if flag and found and found[-1][1] == position:
+            found[-1] = (found[-1][0], position + 1)
+        elif flag:
+            found.append((position, position + 1))
+    return found
