@@ -52,9 +52,11 @@ def _check_memory(tensors: tuple[torch.Tensor, ...], *, needs_rows: bool) -> Non
 def _check_tiles(update: Update) -> None:
     if update.tiles is None:
         return
-    block, numbers = update.tiles.block, update.tiles.numbers
-    if block < 1 or update.parameter.dim() < 1:
-        raise ValueError(f"tiles of {block} cannot cut {_text(update.parameter)}")
+    tiles, numbers = update.tiles, update.tiles.numbers
+    if min(tiles.height, tiles.width) < 1 or update.parameter.dim() < 1:
+        raise ValueError(
+            f"tiles of {tiles.height} x {tiles.width} cannot cut {_text(update.parameter)}"
+        )
     width = update.parameter.numel() // max(update.parameter.shape[0], 1)
     if width > MAX_PITCH:
         raise ValueError(

@@ -66,7 +66,7 @@ def linear_update(
         columns: (T, k), of the same dtype: the other one of the two.
         update: of a contiguous (n, k) weight; ``gradient`` is not looked at and may be empty.
             ``step`` is counted up by one. With tiles, only those of the list are computed; their
-            side must be a multiple of 16, and none may stand in the list twice.
+            height and width must be multiples of 16, and none may stand in the list twice.
         scale: no dimensions: multiplies the gradient.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
         blocks: by default chosen by the weight's size and alignment.
@@ -133,20 +133,21 @@ def _fitted(blocks: Blocks, update: Update) -> Blocks:
     """Parts of which whole numbers make up a tile."""
     if update.tiles is None:
         return blocks
-    block = update.tiles.block
-    side = block & -block  # the largest power of two in it
-    if side < 16:
-        raise ValueError(f"tiles of {block} cannot be computed: a multiple of 16 is needed")
-    columns = min(blocks.columns, side)
-    slices = min(blocks.slices, columns // 16)
-    return replace(blocks, rows=min(blocks.rows, side), columns=columns, slices=slices)
+    height, width = update.tiles.height, update.tiles.width
+    if height % 16 or width % 16:
+        raise ValueError(
+            f"tiles of {height} x {width} cannot be computed: multiples of 16 are needed"
+        )
+    rows = min(blocks.rows, height & -height)  # the largest power of two in it
+    columns = min(blocks.columns, width & -width)
+    return replace(blocks, rows=rows, columns=columns, slices=min(blocks.slices, columns // 16))
 
 
 def _num_programs(update: Update, blocks: Blocks) -> int:
     if update.tiles is not None:
-        block = update.tiles.block
-        parts = (block // blocks.rows) * (block // blocks.columns)
-        return update.tiles.numbers.numel() * parts if update.parameter.numel() else 0
+        tiles = update.tiles
+        parts = (tiles.height // blocks.rows) * (tiles.width // blocks.columns)
+        return tiles.numbers.numel() * parts if update.parameter.numel() else 0
     height, width = update.parameter.shape
     return -(-height // blocks.rows) * -(-width // blocks.columns)
 
@@ -179,7 +180,8 @@ def _launch(
         *rows.stride(),
         *columns.stride(),
         *scalars_of(update),
-        BLOCK=1 if tiles is None else tiles.block,
+        TILE_HEIGHT=1 if tiles is None else tiles.height,
+        TILE_WIDTH=1 if tiles is None else tiles.width,
         ROWS=blocks.rows,
         COLUMNS=blocks.columns,
         DEPTH=blocks.depth,

@@ -160,16 +160,16 @@ def active_elements(shape: Sequence[int], tiles: Tiles) -> torch.Tensor:
     """Which elements of a weight lie in tiles of the list."""
     mask = torch.zeros(shape, dtype=torch.bool)
     matrix = mask.view(shape[0], -1)
-    in_row = -(-matrix.shape[1] // tiles.block)
+    in_row = -(-matrix.shape[1] // tiles.width)
     for number in tiles.numbers.tolist():
         if number >= 0:
-            top, left = number // in_row * tiles.block, number % in_row * tiles.block
-            matrix[top : top + tiles.block, left : left + tiles.block] = True
+            top, left = number // in_row * tiles.height, number % in_row * tiles.width
+            matrix[top : top + tiles.height, left : left + tiles.width] = True
     return mask
 
 
-def tiles_of(block: int, *numbers: int, device: str = "cpu") -> Tiles:
-    return Tiles(block, torch.tensor(numbers, dtype=torch.int32, device=device))
+def tiles_of(height: int, width: int, *numbers: int, device: str = "cpu") -> Tiles:
+    return Tiles(height, width, torch.tensor(numbers, dtype=torch.int32, device=device))
 
 
 def eighths(*shape: int, device: str = "cpu") -> torch.Tensor:

@@ -78,12 +78,19 @@ def test_half_precision(inputs: torch.dtype, weight: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "blocks"),
-    [(32, TINY), (48, TINY), (16, Blocks(128, 128, 32, 8, 3, 4))],
-    ids=["cut in two", "power of two within", "blocks cut down"],
+    ("height", "width", "blocks"),
+    [
+        (32, 32, TINY),
+        (48, 48, TINY),
+        (16, 16, Blocks(128, 128, 32, 8, 3, 4)),
+        (48, 16, TINY),
+        (16, 64, TINY),
+        (16, 96, TINY),
+    ],
+    ids=["cut in two", "power of two within", "blocks cut down", "high", "wide", "whole rows"],
 )
-def test_frozen_tiles_keep_their_bits(block: int, blocks: Blocks) -> None:
-    tiles = tiles_of(block, 0, -1, 4, 5, -1)
+def test_frozen_tiles_keep_their_bits(height: int, width: int, blocks: Blocks) -> None:
+    tiles = tiles_of(height, width, 0, -1, *((2, 3) if width > 83 else (4, 5)), -1)
     pair = Pair(AMSGRAD, [torch.randn(70, 83)])
     active = active_elements((70, 83), tiles)
     for moment in pair.moments[0]:
@@ -99,7 +106,7 @@ def test_frozen_tiles_keep_their_bits(block: int, blocks: Blocks) -> None:
 def test_no_tile_is_no_work() -> None:
     pair = Pair(ADAMW, [torch.randn(20, 40)])
     before = pair.weights[0].clone()
-    for tiles in (tiles_of(16, -1, -1), tiles_of(16)):
+    for tiles in (tiles_of(16, 16, -1, -1), tiles_of(16, 16)):
         _step(pair, eighths(9, 20), eighths(9, 40), tiles)
     assert torch.equal(pair.weights[0], before)
 
