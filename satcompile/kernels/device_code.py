@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # (Triton types what it compiles.)
-"""The kernels as Triton compiles them. Importing this file needs triton; nothing else here does.
+"""The updates as Triton compiles them. Importing device_code* needs triton; nothing else here does.
 
 Names in capitals are known when a kernel is built. Every number of an update comes as the eight
 of :class:`satcompile.kernels.scalars.Scalars`, in its order.
@@ -281,6 +281,21 @@ def sweep_kernel(
 
 
 @triton.jit
+def grouped(num_rows, num_columns, GROUP: tl.constexpr):
+    """Which of ``num_rows`` x ``num_columns`` parts a program computes: its row and its column.
+
+    Neighbours in time are neighbours in both directions (``GROUP`` rows of parts), so that what
+    they read is still in the cache.
+    """
+    program = tl.program_id(0)
+    parts_in_group = GROUP * num_columns
+    first_row = program // parts_in_group * GROUP
+    rows_in_group = tl.minimum(num_rows - first_row, GROUP)
+    within = program % parts_in_group
+    return first_row + within % rows_in_group, within // rows_in_group
+
+
+@triton.jit
 def _corner(
     tiles,
     height,
@@ -293,20 +308,15 @@ def _corner(
 ):
     """Where a program's part of the gradient begins, and whether there is anything to do.
 
-    Without tiles, neighbours in time are neighbours in both directions (``GROUP`` rows of parts),
-    so that what they read is still in the cache. A tile is cut into parts that follow each other.
+    A tile is cut into parts that follow each other.
     """
-    program = tl.program_id(0)
     if tiles is None:
-        parts_in_row = tl.cdiv(width, COLUMNS)
-        parts_in_group = GROUP * parts_in_row
-        first_row = program // parts_in_group * GROUP
-        rows_in_group = tl.minimum(tl.cdiv(height, ROWS) - first_row, GROUP)
-        within = program % parts_in_group
-        top = (first_row + within % rows_in_group) * ROWS
-        left = within // rows_in_group * COLUMNS
+        row, column = grouped(tl.cdiv(height, ROWS), tl.cdiv(width, COLUMNS), GROUP)
+        top = row * ROWS
+        left = column * COLUMNS
         is_active = True
     else:
+        program = tl.program_id(0)
         across: tl.constexpr = TILE_WIDTH // COLUMNS
         parts: tl.constexpr = TILE_HEIGHT // ROWS * across
         number = tl.load(tiles + program // parts)
@@ -320,7 +330,7 @@ def _corner(
 
 
 @triton.jit
-def _gradient_tile(
+def product_tile(
     rows,
     columns,
     top,
@@ -444,7 +454,7 @@ def linear_update_kernel(
         tiles, height, width, TILE_HEIGHT, TILE_WIDTH, ROWS, COLUMNS, GROUP
     )
     if is_active:
-        total = _gradient_tile(
+        total = product_tile(
             rows, columns, top, left, length, height, width,
             row_pitch, row_step, column_pitch, column_step,
             ROWS, COLUMNS, DEPTH, PRECISION,

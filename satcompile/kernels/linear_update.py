@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from satcompile.kernels.checks import MAX_PITCH, check_update
-from satcompile.kernels.launch import count_up, launching_on, mark_written, placed
+from satcompile.kernels.launch import count_up, is_aligned, launching_on, mark_written, placed
 from satcompile.kernels.scalars import scalars_of
 from satcompile.optimizers.rules import Update
 
 _GROUP_ROWS = 8  # rows of parts that are computed together, for the cache's sake
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ALIGNED = 16  # bytes, and elements: what the compiler looks for
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,10 @@ def _chosen(rows: torch.Tensor, columns: torch.Tensor, update: Update) -> Blocks
     blocks = LARGE if _num_programs(update, _fitted(LARGE, update)) >= processors else SMALL
     if rows.dtype == torch.float32:
         blocks = replace(blocks, depth=32)
-    if _is_aligned(rows) and _is_aligned(columns) and update.parameter.shape[1] % _ALIGNED == 0:
+    if is_aligned(rows) and is_aligned(columns) and is_aligned(update.parameter):
         return blocks
     # Nothing is read 16 bytes at once then, and addresses need registers.
     return replace(blocks, depth=32, slices=blocks.slices * 2)
-
-
-def _is_aligned(matrix: torch.Tensor) -> bool:
-    one, other = matrix.stride()
-    pitch = one if other == 1 else other
-    return 1 in (one, other) and not pitch % _ALIGNED and not matrix.data_ptr() % _ALIGNED
 
 
 def _fitted(blocks: Blocks, update: Update) -> Blocks:
