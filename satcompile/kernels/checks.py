@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from satcompile.optimizers.rules import Update
+from satcompile.optimizers.rules import Tiles, Update
 from satcompile.torch_compat import is_dense
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,7 +33,8 @@ def check_update(update: Update, *, has_gradient: bool = True) -> None:
                 f"the parameter is {_text(parameter)}, and its gradient or moment {_text(tensor)}"
             )
     _check_memory(tensors, needs_rows=update.tiles is not None or not has_gradient)
-    _check_tiles(update)
+    if update.tiles is not None:
+        check_tiles(update.tiles, parameter)
 
 
 def _check_memory(tensors: tuple[torch.Tensor, ...], *, needs_rows: bool) -> None:
@@ -49,23 +50,22 @@ def _check_memory(tensors: tuple[torch.Tensor, ...], *, needs_rows: bool) -> Non
         )
 
 
-def _check_tiles(update: Update) -> None:
-    if update.tiles is None:
-        return
-    block, numbers = update.tiles.block, update.tiles.numbers
-    if block < 1 or update.parameter.dim() < 1:
-        raise ValueError(f"tiles of {block} cannot cut {_text(update.parameter)}")
-    width = update.parameter.numel() // max(update.parameter.shape[0], 1)
+def check_tiles(tiles: Tiles, weight: torch.Tensor) -> None:
+    """Raises ValueError where they cannot cut the weight, or a kernel cannot read their numbers."""
+    if min(tiles.height, tiles.width) < 1 or weight.dim() < 1:
+        raise ValueError(f"tiles of {tiles.height} x {tiles.width} cannot cut {_text(weight)}")
+    width = weight.numel() // max(weight.shape[0], 1)
     if width > MAX_PITCH:
         raise ValueError(
             f"tiles of rows of at most {MAX_PITCH} elements are supported, not {width}"
         )
-    right_place = numbers.device == update.parameter.device and numbers.is_contiguous()
-    if numbers.dtype != torch.int32 or not right_place:
-        raise ValueError(
-            f"numbers of tiles must be int32, contiguous and on {update.parameter.device}, "
-            f"not {_text(numbers)}"
-        )
+    check_numbers("numbers of tiles", tiles.numbers, weight.device)
+
+
+def check_numbers(name: str, numbers: torch.Tensor, device: torch.device) -> None:
+    """Raises ValueError unless a kernel on ``device`` can read these whole numbers."""
+    if numbers.dtype != torch.int32 or numbers.device != device or not numbers.is_contiguous():
+        raise ValueError(f"{name} must be int32, contiguous and on {device}, not {_text(numbers)}")
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:

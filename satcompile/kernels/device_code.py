@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs
 # (Triton types what it compiles.)
-"""The kernels as Triton compiles them. Importing this file needs triton; nothing else here does.
+"""The updates as Triton compiles them. Importing device_code* needs triton; nothing else here does.
 
 Names in capitals are known when a kernel is built. Every number of an update comes as the eight
 of :class:`satcompile.kernels.scalars.Scalars`, in its order.
@@ -30,7 +30,8 @@ _TILES = tl.constexpr(Word.TILES.value)
 _NUM_ELEMENTS = tl.constexpr(Word.NUM_ELEMENTS.value)
 _HEIGHT = tl.constexpr(Word.HEIGHT.value)
 _WIDTH = tl.constexpr(Word.WIDTH.value)
-_BLOCK = tl.constexpr(Word.BLOCK.value)
+_TILE_HEIGHT = tl.constexpr(Word.TILE_HEIGHT.value)
+_TILE_WIDTH = tl.constexpr(Word.TILE_WIDTH.value)
 _IN_VECTORS = tl.constexpr(Word.IN_VECTORS.value)
 _SCALARS = tl.constexpr(Word.SCALARS.value)
 _NUM_WORDS = tl.constexpr(Word.SCALARS.value + NUM_SCALARS)
@@ -117,27 +118,38 @@ def _number(row, INDEX: tl.constexpr, COMPUTE: tl.constexpr):
 
 @triton.jit
 def _region(row, part, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
-    """The rectangle that a program updates: first element, pitch, height, width.
+    """The rectangle that a program updates: first element, end, pitch, height, width.
 
-    A chunk of a whole parameter is one too, of rows ``COLUMNS`` long that follow each other;
-    its last row may reach beyond the parameter's end. No tile has no height.
+    A chunk of a whole parameter is one too, of rows ``COLUMNS`` long that follow each other, and
+    so is a tile of whole rows; the last row may reach beyond the end. No tile has no height.
     """
     tiles = tl.load(row + _TILES)
+    num_elements = tl.load(row + _NUM_ELEMENTS)
     start = part * CHUNK
+    end = tl.minimum(start + CHUNK, num_elements)
     pitch = tl.full((), COLUMNS, tl.int64)
-    height = tl.cdiv(tl.minimum(tl.load(row + _NUM_ELEMENTS) - start, CHUNK), COLUMNS)
+    height = tl.cdiv(end - start, COLUMNS)
     width = pitch
     if tiles != 0:
         number = tl.load(tiles.to(tl.pointer_type(tl.int32)) + part).to(tl.int64)
-        block = tl.load(row + _BLOCK)
-        pitch = tl.load(row + _WIDTH)
-        tiles_in_row = tl.cdiv(pitch, block)
-        top = number // tiles_in_row * block
-        left = number % tiles_in_row * block
-        start = top * pitch + left
-        height = tl.where(number < 0, 0, tl.minimum(tl.load(row + _HEIGHT) - top, block))
-        width = tl.minimum(pitch - left, block)
-    return start, pitch, height.to(tl.int32), width.to(tl.int32)
+        tile_height = tl.load(row + _TILE_HEIGHT)
+        tile_width = tl.load(row + _TILE_WIDTH)
+        matrix_width = tl.load(row + _WIDTH)
+        if tile_width >= matrix_width:
+            start = number * tile_height * matrix_width
+            end = tl.minimum(start + tile_height * matrix_width, num_elements)
+            height = tl.cdiv(end - start, COLUMNS)
+        else:
+            tiles_in_row = tl.cdiv(matrix_width, tile_width)
+            top = number // tiles_in_row * tile_height
+            left = number % tiles_in_row * tile_width
+            start = top * matrix_width + left
+            end = num_elements
+            pitch = matrix_width
+            height = tl.minimum(tl.load(row + _HEIGHT) - top, tile_height)
+            width = tl.minimum(matrix_width - left, tile_width)
+        height = tl.where(number < 0, 0, height)
+    return start, end, pitch, height.to(tl.int32), width.to(tl.int32)
 
 
 @triton.jit
@@ -227,8 +239,7 @@ def sweep_kernel(
     program = tl.program_id(0)
     row = _row_of(table, count, program)
     part = program - tl.load(row + _FIRST_PROGRAM)
-    start, pitch, height, width = _region(row, part, CHUNK, COLUMNS)
-    num_elements = tl.load(row + _NUM_ELEMENTS)
+    start, end, pitch, height, width = _region(row, part, CHUNK, COLUMNS)
     in_vectors = tl.load(row + _IN_VECTORS)
     addresses = (
         tl.load(row + _GRADIENT),
@@ -253,7 +264,7 @@ def sweep_kernel(
         for left in range(0, width, COLUMNS):
             first = start + top * pitch + left
             last = first + (ROWS - 1) * pitch + COLUMNS - 1
-            is_whole = (top + ROWS <= height) & (left + COLUMNS <= width) & (last < num_elements)
+            is_whole = (top + ROWS <= height) & (left + COLUMNS <= width) & (last < end)
             if is_whole & (in_vectors != 0):
                 _update_rectangle(
                     addresses, first, pitch, factor, scalars, COMPUTE, ROWS, COLUMNS,
@@ -262,7 +273,7 @@ def sweep_kernel(
             else:
                 for line in range(top, tl.minimum(top + ROWS, height)):
                     first = start + line * pitch + left
-                    num_columns = tl.minimum(num_elements - first, width - left).to(tl.int32)
+                    num_columns = tl.minimum(end - first, width - left).to(tl.int32)
                     _update_line(
                         addresses, first, num_columns, factor, scalars, COMPUTE, COLUMNS,
                         PARAMETER, GRADIENT, MOMENT, RULE,
@@ -270,45 +281,56 @@ def sweep_kernel(
 
 
 @triton.jit
+def grouped(num_rows, num_columns, GROUP: tl.constexpr):
+    """Which of ``num_rows`` x ``num_columns`` parts a program computes: its row and its column.
+
+    Neighbours in time are neighbours in both directions (``GROUP`` rows of parts), so that what
+    they read is still in the cache.
+    """
+    program = tl.program_id(0)
+    parts_in_group = GROUP * num_columns
+    first_row = program // parts_in_group * GROUP
+    rows_in_group = tl.minimum(num_rows - first_row, GROUP)
+    within = program % parts_in_group
+    return first_row + within % rows_in_group, within // rows_in_group
+
+
+@triton.jit
 def _corner(
     tiles,
     height,
     width,
-    BLOCK: tl.constexpr,
+    TILE_HEIGHT: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """Where a program's part of the gradient begins, and whether there is anything to do.
 
-    Without tiles, neighbours in time are neighbours in both directions (``GROUP`` rows of parts),
-    so that what they read is still in the cache. A tile is cut into parts that follow each other.
+    A tile is cut into parts that follow each other.
     """
-    program = tl.program_id(0)
     if tiles is None:
-        parts_in_row = tl.cdiv(width, COLUMNS)
-        parts_in_group = GROUP * parts_in_row
-        first_row = program // parts_in_group * GROUP
-        rows_in_group = tl.minimum(tl.cdiv(height, ROWS) - first_row, GROUP)
-        within = program % parts_in_group
-        top = (first_row + within % rows_in_group) * ROWS
-        left = within // rows_in_group * COLUMNS
+        row, column = grouped(tl.cdiv(height, ROWS), tl.cdiv(width, COLUMNS), GROUP)
+        top = row * ROWS
+        left = column * COLUMNS
         is_active = True
     else:
-        across: tl.constexpr = BLOCK // COLUMNS
-        parts: tl.constexpr = BLOCK // ROWS * across
+        program = tl.program_id(0)
+        across: tl.constexpr = TILE_WIDTH // COLUMNS
+        parts: tl.constexpr = TILE_HEIGHT // ROWS * across
         number = tl.load(tiles + program // parts)
-        tiles_in_row = tl.cdiv(width, BLOCK)
+        tiles_in_row = tl.cdiv(width, TILE_WIDTH)
         part = program % parts
-        top = number // tiles_in_row * BLOCK + part // across * ROWS
-        left = number % tiles_in_row * BLOCK + part % across * COLUMNS
+        top = number // tiles_in_row * TILE_HEIGHT + part // across * ROWS
+        left = number % tiles_in_row * TILE_WIDTH + part % across * COLUMNS
         # A part of a tile at an edge may lie outside.
         is_active = (number >= 0) & (top < height) & (left < width)
     return top, left, is_active
 
 
 @triton.jit
-def _gradient_tile(
+def product_tile(
     rows,
     columns,
     top,
@@ -417,7 +439,8 @@ def linear_update_kernel(
     root,
     eps,
     holds,
-    BLOCK: tl.constexpr,
+    TILE_HEIGHT: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -427,9 +450,11 @@ def linear_update_kernel(
     RULE: tl.constexpr,
 ):
     """Computes ``ROWS`` x ``COLUMNS`` of a weight's gradient and updates the weight with it."""
-    top, left, is_active = _corner(tiles, height, width, BLOCK, ROWS, COLUMNS, GROUP)
+    top, left, is_active = _corner(
+        tiles, height, width, TILE_HEIGHT, TILE_WIDTH, ROWS, COLUMNS, GROUP
+    )
     if is_active:
-        total = _gradient_tile(
+        total = product_tile(
             rows, columns, top, left, length, height, width,
             row_pitch, row_step, column_pitch, column_step,
             ROWS, COLUMNS, DEPTH, PRECISION,

@@ -11,6 +11,8 @@ import torch
 
 from satcompile.optimizers.rules import Update
 
+_ALIGNED = 16  # bytes, and elements: what the compiler looks for
+
 
 def count_up(updates: Sequence[Update]) -> None:
     """One more update of each."""
@@ -28,6 +30,13 @@ def mark_written(updates: Iterable[Update]) -> None:
 def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device. (On the CPU its interpreter takes any.)"""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def is_aligned(matrix: torch.Tensor) -> bool:
+    """Whether the compiler, shown address and strides, reads 16 bytes of it at once."""
+    one, other = matrix.stride()
+    pitch = one if other == 1 else other
+    return 1 in (one, other) and not pitch % _ALIGNED and not matrix.data_ptr() % _ALIGNED
 
 
 def placed(scale: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

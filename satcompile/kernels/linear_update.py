@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from satcompile.kernels.checks import MAX_PITCH, check_update
-from satcompile.kernels.launch import count_up, launching_on, mark_written, placed
+from satcompile.kernels.launch import count_up, is_aligned, launching_on, mark_written, placed
 from satcompile.kernels.scalars import scalars_of
 from satcompile.optimizers.rules import Update
 
 _GROUP_ROWS = 8  # rows of parts that are computed together, for the cache's sake
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_ALIGNED = 16  # bytes, and elements: what the compiler looks for
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def linear_update(
         columns: (T, k), of the same dtype: the other one of the two.
         update: of a contiguous (n, k) weight; ``gradient`` is not looked at and may be empty.
             ``step`` is counted up by one. With tiles, only those of the list are computed; their
-            side must be a multiple of 16, and none may stand in the list twice.
+            height and width must be multiples of 16, and none may stand in the list twice.
         scale: no dimensions: multiplies the gradient.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
         blocks: by default chosen by the weight's size and alignment.
@@ -117,36 +116,31 @@ def _chosen(rows: torch.Tensor, columns: torch.Tensor, update: Update) -> Blocks
     blocks = LARGE if _num_programs(update, _fitted(LARGE, update)) >= processors else SMALL
     if rows.dtype == torch.float32:
         blocks = replace(blocks, depth=32)
-    if _is_aligned(rows) and _is_aligned(columns) and update.parameter.shape[1] % _ALIGNED == 0:
+    if is_aligned(rows) and is_aligned(columns) and is_aligned(update.parameter):
         return blocks
     # Nothing is read 16 bytes at once then, and addresses need registers.
     return replace(blocks, depth=32, slices=blocks.slices * 2)
-
-
-def _is_aligned(matrix: torch.Tensor) -> bool:
-    one, other = matrix.stride()
-    pitch = one if other == 1 else other
-    return 1 in (one, other) and not pitch % _ALIGNED and not matrix.data_ptr() % _ALIGNED
 
 
 def _fitted(blocks: Blocks, update: Update) -> Blocks:
     """Parts of which whole numbers make up a tile."""
     if update.tiles is None:
         return blocks
-    block = update.tiles.block
-    side = block & -block  # the largest power of two in it
-    if side < 16:
-        raise ValueError(f"tiles of {block} cannot be computed: a multiple of 16 is needed")
-    columns = min(blocks.columns, side)
-    slices = min(blocks.slices, columns // 16)
-    return replace(blocks, rows=min(blocks.rows, side), columns=columns, slices=slices)
+    height, width = update.tiles.height, update.tiles.width
+    if height % 16 or width % 16:
+        raise ValueError(
+            f"tiles of {height} x {width} cannot be computed: multiples of 16 are needed"
+        )
+    rows = min(blocks.rows, height & -height)  # the largest power of two in it
+    columns = min(blocks.columns, width & -width)
+    return replace(blocks, rows=rows, columns=columns, slices=min(blocks.slices, columns // 16))
 
 
 def _num_programs(update: Update, blocks: Blocks) -> int:
     if update.tiles is not None:
-        block = update.tiles.block
-        parts = (block // blocks.rows) * (block // blocks.columns)
-        return update.tiles.numbers.numel() * parts if update.parameter.numel() else 0
+        tiles = update.tiles
+        parts = (tiles.height // blocks.rows) * (tiles.width // blocks.columns)
+        return tiles.numbers.numel() * parts if update.parameter.numel() else 0
     height, width = update.parameter.shape
     return -(-height // blocks.rows) * -(-width // blocks.columns)
 
@@ -179,7 +173,8 @@ def _launch(
         *rows.stride(),
         *columns.stride(),
         *scalars_of(update),
-        BLOCK=1 if tiles is None else tiles.block,
+        TILE_HEIGHT=1 if tiles is None else tiles.height,
+        TILE_WIDTH=1 if tiles is None else tiles.width,
         ROWS=blocks.rows,
         COLUMNS=blocks.columns,
         DEPTH=blocks.depth,

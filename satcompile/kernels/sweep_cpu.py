@@ -63,12 +63,14 @@ def _pieces(update: Update) -> np.ndarray:
     """What a thread does at a time: rows of (parameter, begin, rows, columns, stride)."""
     if update.tiles is None:
         return _pieces_of_whole(update.parameter.numel())
-    height, block = update.parameter.shape[0], update.tiles.block
+    tiles, height = update.tiles, update.parameter.shape[0]
     width = update.parameter.numel() // height
-    numbers = update.tiles.numbers.numpy()
-    row, column = np.divmod(numbers[numbers >= 0].astype(np.int64), -(-width // block))
-    row, column = row * block, column * block
-    rows, columns = np.minimum(block, height - row), np.minimum(block, width - column)
+    numbers = tiles.numbers.numpy()
+    row, column = np.divmod(numbers[numbers >= 0].astype(np.int64), -(-width // tiles.width))
+    row, column = row * tiles.height, column * tiles.width
+    rows, columns = np.minimum(tiles.height, height - row), np.minimum(tiles.width, width - column)
+    if tiles.width >= width:  # whole rows follow each other, and may be too short for vectors
+        rows, columns = np.ones_like(rows), rows * columns
     return np.stack(
         [np.zeros_like(row), row * width + column, rows, columns, np.full_like(row, width)], axis=1
     )

@@ -107,8 +107,14 @@ def _launch(group: Sequence[Update], table: torch.Tensor, scale: torch.Tensor | 
 
 def _columns(group: Sequence[Update]) -> int:
     """Width of what is updated at once: the widest tile's, within limits; a power of two."""
-    blocks = [update.tiles.block for update in group if update.tiles is not None]
-    if not blocks:
-        return _MAX_COLUMNS
-    next_power = 1 << (max(blocks) - 1).bit_length()
+    widest = max(_line(update) for update in group)
+    next_power = 1 << (widest - 1).bit_length()
     return min(max(next_power, _MIN_COLUMNS), _MAX_COLUMNS)
+
+
+def _line(update: Update) -> int:
+    """How many elements follow each other: whole rows do as those of whole parameters do."""
+    parameter, tiles = update.parameter, update.tiles
+    if tiles is None or tiles.width >= parameter.numel() // max(parameter.shape[0], 1):
+        return _MAX_COLUMNS
+    return tiles.width

@@ -11,7 +11,7 @@ from enum import IntEnum
 import torch
 
 from satcompile.kernels.scalars import Scalars
-from satcompile.optimizers.rules import Update
+from satcompile.optimizers.rules import Tiles, Update
 
 
 class Word(IntEnum):
@@ -25,9 +25,10 @@ class Word(IntEnum):
     NUM_ELEMENTS = 7
     HEIGHT = 8
     WIDTH = 9
-    BLOCK = 10
-    IN_VECTORS = 11  # everything begins at multiples of 16 bytes
-    SCALARS = 12  # eight, as float64
+    TILE_HEIGHT = 10
+    TILE_WIDTH = 11
+    IN_VECTORS = 12  # everything begins at multiples of 16 bytes
+    SCALARS = 13  # eight, as float64
 
 
 _VECTOR_BYTES = 16
@@ -57,10 +58,8 @@ def _row(update: Update, first_program: int) -> list[int]:
     addresses = [parameter.data_ptr(), update.gradient.data_ptr(), *moments]
     height = parameter.shape[0] if parameter.dim() else 1
     width = parameter.numel() // max(height, 1)
-    block = tiles.block if tiles is not None else _VECTOR_ELEMENTS
-    steps = (block, width) if tiles is not None else (block,)
     in_vectors = not any(address % _VECTOR_BYTES for address in addresses) and not any(
-        step % _VECTOR_ELEMENTS for step in steps
+        step % _VECTOR_ELEMENTS for step in _steps(tiles, width)
     )
     return [
         first_program,
@@ -70,6 +69,16 @@ def _row(update: Update, first_program: int) -> list[int]:
         parameter.numel(),
         height,
         width,
-        block,
+        tiles.height if tiles is not None else 0,
+        tiles.width if tiles is not None else 0,
         int(in_vectors),
     ]
+
+
+def _steps(tiles: Tiles | None, width: int) -> tuple[int, ...]:
+    """Of what numbers of elements the distances between tiles and between their rows are made."""
+    if tiles is None:
+        return ()
+    if tiles.width >= width:
+        return (tiles.height * width,)
+    return tiles.width, width

@@ -55,15 +55,18 @@ class Numbers:
 class Tiles:
     """Which part of a weight is updated; the rest keeps its weights and moments, bit for bit.
 
-    A weight of shape (n, ...) is a matrix of n rows, cut into ``block`` x ``block`` tiles, those
+    A weight of shape (n, ...) is a matrix of n rows, cut into ``height`` x ``width`` tiles, those
     at the right and lower edges smaller. Tiles are numbered row by row.
 
     Attributes:
-        block: rows and columns of a tile.
+        height: rows of a tile, from 1.
+        width: columns of a tile, from 1; the matrix's width, or more, where tiles are whole rows
+            (blocks of a convolution's output channels).
         numbers: int32, of any length, on the weight's device; -1 means none.
     """
 
-    block: int
+    height: int
+    width: int
     numbers: torch.Tensor
 
 

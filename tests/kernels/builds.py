@@ -70,13 +70,18 @@ def building(
     """
     from triton.runtime import driver
 
-    from satcompile.kernels import device_code
+    from satcompile.kernels import device_code, device_code_sparse
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
-    names = ("sweep_kernel", "linear_update_kernel")
-    recorders = [_Recorder(getattr(device_code, name)) for name in names]
-    for name, recorder in zip(names, recorders, strict=True):
-        monkeypatch.setattr(device_code, name, recorder)
+    recorders = []
+    for module, name in (
+        (device_code, "sweep_kernel"),
+        (device_code, "linear_update_kernel"),
+        (device_code_sparse, "tile_mm_kernel"),
+        (device_code_sparse, "masked_mm_kernel"),
+    ):
+        recorders.append(_Recorder(getattr(module, name)))
+        monkeypatch.setattr(module, name, recorders[-1])
     builds: list[Build] = []
     monkeypatch.setattr(driver, "_active", _Target(capability))
     yield builds

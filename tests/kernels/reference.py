@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch.nn import Parameter
@@ -160,16 +161,36 @@ def active_elements(shape: Sequence[int], tiles: Tiles) -> torch.Tensor:
     """Which elements of a weight lie in tiles of the list."""
     mask = torch.zeros(shape, dtype=torch.bool)
     matrix = mask.view(shape[0], -1)
-    in_row = -(-matrix.shape[1] // tiles.block)
+    in_row = -(-matrix.shape[1] // tiles.width)
     for number in tiles.numbers.tolist():
         if number >= 0:
-            top, left = number // in_row * tiles.block, number % in_row * tiles.block
-            matrix[top : top + tiles.block, left : left + tiles.block] = True
+            top, left = number // in_row * tiles.height, number % in_row * tiles.width
+            matrix[top : top + tiles.height, left : left + tiles.width] = True
     return mask
 
 
-def tiles_of(block: int, *numbers: int, device: str = "cpu") -> Tiles:
-    return Tiles(block, torch.tensor(numbers, dtype=torch.int32, device=device))
+def tiles_of(height: int, width: int, *numbers: int, device: str = "cpu") -> Tiles:
+    return Tiles(height, width, torch.tensor(numbers, dtype=torch.int32, device=device))
+
+
+def blocks_of(
+    blocks: Sequence[Sequence[int]], device: str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of rows by block of columns, as two rows of numbers: where each begins, and all."""
+    starts = [0, *accumulate(map(len, blocks))]
+    flat = [number for each in blocks for number in each]
+    return tuple(torch.tensor(row, dtype=torch.int32, device=device) for row in (starts, flat))
+
+
+def listed_elements(
+    shape: Sequence[int], blocks: Sequence[Sequence[int]], depth: int, width: int
+) -> torch.Tensor:
+    """Which elements of a matrix lie in the listed tiles of ``depth`` x ``width``."""
+    mask = torch.zeros(tuple(shape), dtype=torch.bool)
+    for column, rows in enumerate(blocks):
+        for row in rows:
+            mask[row * depth : (row + 1) * depth, column * width : (column + 1) * width] = True
+    return mask
 
 
 def eighths(*shape: int, device: str = "cpu") -> torch.Tensor:

@@ -135,7 +135,7 @@ def test_linear_update_of_tiles_fetches_ahead_too(
     dense = _of(builds)
     monkeypatch.undo()
     with building(monkeypatch, capability, tmp_path / "tiles") as builds:
-        _linear(_update(ADAMW, (256, 256), HALF, tiles=tiles_of(128, 0, 3, -1)), HALF)
+        _linear(_update(ADAMW, (256, 256), HALF, tiles=tiles_of(128, 128, 0, 3, -1)), HALF)
     tiles = _of(builds)
     assert tiles.spilled_bytes == 0
     assert tiles.ptx.count("cp.async.cg") == dense.ptx.count("cp.async.cg")

@@ -43,13 +43,13 @@ MISTAKES = {
         _update(moments=(), rule=Rule("sgd", 0)), parameter=torch.ones(32, 96)[:, ::2]
     ),
     "must be contiguous; their strides are [(1, 32), (1, 32)": lambda: _turned(
-        _update((48, 32), tiles=Tiles(16, INDICES))
+        _update((48, 32), tiles=Tiles(16, 16, INDICES))
     ),
-    "tiles of 0 cannot cut torch.float32 of shape (32, 48)": lambda: _update(
-        tiles=Tiles(0, INDICES)
+    "tiles of 16 x 0 cannot cut torch.float32 of shape (32, 48)": lambda: _update(
+        tiles=Tiles(16, 0, INDICES)
     ),
     "must be int32, contiguous and on cpu, not torch.int64": lambda: _update(
-        tiles=Tiles(16, INDICES.long())
+        tiles=Tiles(16, 16, INDICES.long())
     ),
 }
 
@@ -92,9 +92,10 @@ LINEAR_MISTAKES = {
     "strides of at most 16777216 are supported, not 20000000": _linear(
         torch.empty(1, device="meta").as_strided((5, 32), (1, 20_000_000)), X
     ),
-    "tiles of 24 cannot be computed: a multiple of 16 is needed": _linear(
-        DY, X, tiles=Tiles(24, INDICES)
+    "tiles of 24 x 32 cannot be computed: multiples of 16 are needed": _linear(
+        DY, X, tiles=Tiles(24, 32, INDICES)
     ),
+    "tiles of 32 x 8 cannot be computed": _linear(DY, X, tiles=Tiles(32, 8, INDICES)),
 }
 
 

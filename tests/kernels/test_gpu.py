@@ -59,10 +59,12 @@ def test_sweep_where_nothing_is_aligned() -> None:
     pair.check()
 
 
-@pytest.mark.parametrize("block", [128, 48], ids=str)
-def test_sweep_keeps_frozen_tiles(block: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width"), [(128, 128), (48, 48), (64, 5), (8, 144), (7, 1000)], ids=str
+)
+def test_sweep_keeps_frozen_tiles(height: int, width: int) -> None:
     shapes = [(512, 384), (300, 147), (128, 16, 3, 3)]
-    tiles = [tiles_of(block, 0, 2, -1, device="cuda") for _ in shapes]
+    tiles = [tiles_of(height, width, 0, 2, -1, device="cuda") for _ in shapes]
     pair = Pair(AMSGRAD, _weights(torch.float32, shapes))
     before = [weight.clone() for weight in pair.weights]
     active = [active_elements(*pairs).cuda() for pairs in zip(shapes, tiles, strict=True)]
@@ -109,7 +111,7 @@ def test_linear_update_in_tf32() -> None:
 
 
 def test_linear_update_keeps_frozen_tiles() -> None:
-    tiles = tiles_of(128, 0, 4, -1, 5, device="cuda")
+    tiles = tiles_of(128, 128, 0, 4, -1, 5, device="cuda")
     pair = Pair(AMSGRAD, _weights(torch.float32, [(300, 384)]))
     before = pair.weights[0].clone()
     active = active_elements((300, 384), tiles).cuda()

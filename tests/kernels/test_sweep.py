@@ -97,23 +97,23 @@ def test_one_call_updates_many(rule: Rule, dtype: torch.dtype, tolerance: float)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 9), columns=st.integers(1, 9), block=st.integers(1, 4),
-    rule=st.sampled_from(RULES), data=st.data(),
+    rows=st.integers(1, 9), columns=st.integers(1, 9), height=st.integers(1, 11),
+    width=st.integers(1, 11), rule=st.sampled_from(RULES), data=st.data(),
 )  # fmt: skip
 def test_frozen_tiles_do_not_change_by_a_bit(
-    rows: int, columns: int, block: int, rule: Rule, data: st.DataObject
+    rows: int, columns: int, height: int, width: int, rule: Rule, data: st.DataObject
 ) -> None:
-    count = -(-rows // block) * -(-columns // block)
+    across = -(-columns // width)
+    count = -(-rows // height) * across
     active = data.draw(st.lists(st.integers(0, count - 1), unique=True))
     whole = update_of(rule, (rows, columns))
     before, tiled = copied(whole), copied(whole)
-    tiled.tiles = Tiles(block, torch.tensor([*active, -1, -1], dtype=torch.int32))
+    tiled.tiles = Tiles(height, width, torch.tensor([*active, -1, -1], dtype=torch.int32))
     sweep([whole])
     sweep([tiled])
-    across = -(-columns // block)
     for row in range(rows):
         for column in range(columns):
-            is_active = row // block * across + column // block in active
+            is_active = row // height * across + column // width in active
             of = whole if is_active else before
             assert tiled.parameter[row, column] == of.parameter[row, column]
             for mine, theirs in zip(tiled.moments, of.moments, strict=True):

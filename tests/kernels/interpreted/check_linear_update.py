@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from satcompile.kernels.linear_update import Blocks, linear_update
 from satcompile.optimizers.rules import Numbers, Rule, Tiles, Update
+from tests.kernels.interpreted.products import make_bfloat16_exact
 from tests.kernels.reference import (
     ADAMW,
     AMSGRAD,
@@ -30,20 +26,7 @@ NOTHING = torch.empty(0)
 
 @pytest.fixture(autouse=True)
 def exact_products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies the bits of bfloat16 as if they were integers."""
-    original = InterpreterBuilder.create_dot
-
-    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
-        return original(self, _as_float32(a), _as_float32(b), *others)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-
-
-def _as_float32(handle: TensorHandle) -> TensorHandle:
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    bits = handle.data.astype(np.uint32) << 16
-    return TensorHandle(bits.view(np.float32), tl.float32)
+    make_bfloat16_exact(monkeypatch)
 
 
 def _step(
@@ -53,9 +36,10 @@ def _step(
     tiles: Tiles | None = None,
     scale: torch.Tensor | None = None,
     blocks: Blocks = TINY,
+    tf32: bool = False,
 ) -> None:
     (update,) = pair.updates([NOTHING], [tiles])
-    linear_update(rows, columns, update, scale, blocks=blocks)
+    linear_update(rows, columns, update, scale, tf32=tf32, blocks=blocks)
     gradient = (rows.double().t() @ columns.double()).float()
     pair.step_theirs([gradient if scale is None else gradient * scale])
 
@@ -78,12 +62,19 @@ def test_half_precision(inputs: torch.dtype, weight: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "blocks"),
-    [(32, TINY), (48, TINY), (16, Blocks(128, 128, 32, 8, 3, 4))],
-    ids=["cut in two", "power of two within", "blocks cut down"],
+    ("height", "width", "blocks"),
+    [
+        (32, 32, TINY),
+        (48, 48, TINY),
+        (16, 16, Blocks(128, 128, 32, 8, 3, 4)),
+        (48, 16, TINY),
+        (16, 64, TINY),
+        (16, 96, TINY),
+    ],
+    ids=["cut in two", "power of two within", "blocks cut down", "high", "wide", "whole rows"],
 )
-def test_frozen_tiles_keep_their_bits(block: int, blocks: Blocks) -> None:
-    tiles = tiles_of(block, 0, -1, 4, 5, -1)
+def test_frozen_tiles_keep_their_bits(height: int, width: int, blocks: Blocks) -> None:
+    tiles = tiles_of(height, width, 0, -1, *((2, 3) if width > 83 else (4, 5)), -1)
     pair = Pair(AMSGRAD, [torch.randn(70, 83)])
     active = active_elements((70, 83), tiles)
     for moment in pair.moments[0]:
@@ -96,10 +87,36 @@ def test_frozen_tiles_keep_their_bits(block: int, blocks: Blocks) -> None:
     assert all(moment[~active].isnan().all() for moment in pair.moments[0])
 
 
+@pytest.mark.parametrize("tiles", [(32, 32, 0, 8), (48, 16, 3, 11), (16, 64, 5, 9)], ids=str)
+@pytest.mark.parametrize(
+    ("weight", "inputs", "tf32"),
+    [
+        (torch.float32, torch.float32, True),
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.float32, torch.bfloat16, False),
+        (torch.float16, torch.float16, False),
+    ],
+    ids=str,
+)
+def test_tiles_at_ragged_edges_in_every_dtype(
+    tiles: tuple[int, ...], weight: torch.dtype, inputs: torch.dtype, tf32: bool
+) -> None:
+    """Among the two tiles that are active, one lies across the weight's right or lower edge."""
+    listed = tiles_of(*tiles, -1)
+    pair = Pair(ADAMW, [torch.randn(70, 83).to(weight)])
+    active = active_elements((70, 83), listed)
+    before = pair.weights[0].clone()
+    rows, columns = eighths(19, 70).to(inputs), eighths(19, 83).to(inputs)
+    _step(pair, rows, columns, listed, tf32=tf32)
+    pair.check([active])
+    assert torch.equal(pair.weights[0][~active], before[~active])
+    assert not any(moment[~active].any() for moment in pair.moments[0])
+
+
 def test_no_tile_is_no_work() -> None:
     pair = Pair(ADAMW, [torch.randn(20, 40)])
     before = pair.weights[0].clone()
-    for tiles in (tiles_of(16, -1, -1), tiles_of(16)):
+    for tiles in (tiles_of(16, 16, -1, -1), tiles_of(16, 16)):
         _step(pair, eighths(9, 20), eighths(9, 40), tiles)
     assert torch.equal(pair.weights[0], before)
 
