@@ -26,7 +26,7 @@ import torch
 
 import satcompile
 from benchmarks import environment, write_results
-from benchmarks.training import Variant, function_of, measure_times, time_ratio
+from benchmarks.training import Done, Variant, function_of, measure_times, time_ratio
 from benchmarks.workloads import gpt2, quiet_transformers, text
 
 GOAL_PEAK, GOAL_TIME, GOAL_BANDWIDTH = 0.85, 1.02, 0.9
@@ -76,18 +76,9 @@ def variant_of(way: Way, model: torch.nn.Module, inputs: dict[str, Any]) -> Vari
         forward().loss.backward()
         update()
         optimizer.zero_grad()
-        return _Done()
+        return Done()
 
     return Variant(way.name, run, model)
-
-
-class _Done:
-    """What ``benchmarks.training.step`` calls backward on: the step has done that itself."""
-
-    class loss:
-        @staticmethod
-        def backward() -> None:
-            return None
 
 
 def measured(model: torch.nn.Module, inputs: dict[str, Any], rounds: int) -> list[Variant]:
