@@ -23,9 +23,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx
-
-from satcompile.cost.roofline import matrix_flops
 from satcompile.passes.sparse_gradients import (
     COPIES,
     TRANSPOSES,
@@ -35,6 +32,9 @@ from satcompile.passes.sparse_gradients import (
     replaced,
     same_shape,
 )
+from torch import fx
+
+from satcompile.cost.roofline import matrix_flops
 from satcompile.sparsity.operators import (
     MASKED_ADDMM,
     MASKED_CONVOLUTION,

@@ -272,9 +272,7 @@ def drop_result(backward: fx.Node, position: int) -> None:
         backward.graph.erase_node(backward)
 
 
-def replaced(
-    node: fx.Node, target: Callable[..., Any], arguments: tuple[Any, ...]
-) -> fx.Node:
+def replaced(node: fx.Node, target: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.Node:
     """``node`` as another operation of the same result."""
     graph = node.graph
     with graph.inserting_before(node):

@@ -17,16 +17,21 @@ from satcompile.errors import (
 from satcompile.measure import measure_peak
 from satcompile.optimizers.fused import fuse_optimizer
 from satcompile.report.registry import report
+from satcompile.sparsity.settings import Sparsity
+from satcompile.sparsity.state import SparsityState, sparsity_state
 
 __all__ = [
     "BudgetError",
     "NotCompiledError",
     "OptionError",
     "SatcompileError",
+    "Sparsity",
+    "SparsityState",
     "UnsupportedError",
     "UpdateError",
     "VerificationError",
     "fuse_optimizer",
     "measure_peak",
     "report",
+    "sparsity_state",
 ]

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
-
 from satcompile import balance, sparse_calls
 from satcompile.compilation import (
     Compilation,

@@ -56,7 +56,9 @@ class Numbering:
         if isinstance(value, fx.Node):
             return ("value", numbers[value])
         if isinstance(value, (tuple, list)):
-            kind = "tuple" if isinstance(value, tuple) else "list"  # FX has its own, immutable lists
+            kind = (
+                "tuple" if isinstance(value, tuple) else "list"
+            )  # FX has its own, immutable lists
             return (kind, *(self.argument(v, numbers) for v in value))
         if isinstance(value, slice):
             parts = (value.start, value.stop, value.step)

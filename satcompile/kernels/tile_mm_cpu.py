@@ -17,9 +17,20 @@ import torch
 
 from satcompile.torch_compat import load_cpp
 
-_DTYPES = {torch.float32: 6, torch.float64: 7, torch.bfloat16: 15, torch.float16: 5}  # c10's numbers
+_DTYPES = {
+    torch.float32: 6,
+    torch.float64: 7,
+    torch.bfloat16: 15,
+    torch.float16: 5,
+}  # c10's numbers
 _MATRIX = np.dtype(
-    [("data", "u8"), ("rows", "i8"), ("columns", "i8"), ("row_stride", "i8"), ("column_stride", "i8")]
+    [
+        ("data", "u8"),
+        ("rows", "i8"),
+        ("columns", "i8"),
+        ("row_stride", "i8"),
+        ("column_stride", "i8"),
+    ]
 )
 _CHUNK = 512  # rows of a product computed at a time
 

@@ -10,9 +10,7 @@ from satcompile.sparsity.pattern import Pattern
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def tile_mm(
-    a: torch.Tensor, b: torch.Tensor, pattern: Pattern, transposed: bool
-) -> torch.Tensor:
+def tile_mm(a: torch.Tensor, b: torch.Tensor, pattern: Pattern, transposed: bool) -> torch.Tensor:
     """``a @ b`` in the tiles of a pattern, 0 elsewhere.
 
     Args:
@@ -31,9 +29,7 @@ def tile_mm(
         from satcompile.kernels import tile_mm_triton
 
         out = a.new_empty(a.shape[0], b.shape[1])
-        tile_mm_triton.tile_mm(
-            a, b, pattern.tiles(a.device), transposed, out, tf32=_allows_tf32(a)
-        )
+        tile_mm_triton.tile_mm(a, b, pattern.tiles(a.device), transposed, out, tf32=_allows_tf32(a))
         return out
 
     def dense() -> torch.Tensor:
@@ -84,9 +80,7 @@ def masked_mm(
     return crossover.faster(("masked_mm", transposed), a, b, pattern.share, sparse, dense)
 
 
-def _dense(
-    a: torch.Tensor, b: torch.Tensor, pattern: Pattern, transposed: bool
-) -> torch.Tensor:
+def _dense(a: torch.Tensor, b: torch.Tensor, pattern: Pattern, transposed: bool) -> torch.Tensor:
     product = torch.mm(a, b)
     _clear(product.T if transposed else product, pattern)
     return product

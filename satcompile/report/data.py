@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from satcompile.report.sparsity import SparsityReport
+
 
 @dataclass(frozen=True)
 class ValueRow:
@@ -75,6 +77,8 @@ class GraphReport:
         beside_bytes: held by the step's other graphs at the peak; 0 where the graph is alone.
         rounds: compilations it took until the generated code was within the budget.
         notes: what else a reader must know.
+        sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
+            without the option.
     """
 
     name: str
@@ -95,6 +99,7 @@ class GraphReport:
     rounds: int = 1
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
+    sparsity: SparsityReport | None = None
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
 
@@ -145,6 +150,7 @@ class GraphReport:
             "beside_bytes": self.beside_bytes,
             "rounds": self.rounds,
             "notes": list(self.notes),
+            "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
         }
 
 

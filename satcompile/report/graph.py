@@ -8,6 +8,7 @@ from satcompile.generated_code import StepWalk
 from satcompile.inductor import Attempt
 from satcompile.report.data import GraphReport, PassRow
 from satcompile.report.rows import recomputed_rows, saved_rows
+from satcompile.report.sparsity import SparsityReport
 from satcompile.residency import Residency
 
 
@@ -64,6 +65,9 @@ def graph_report(
         passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.passes],
         rounds=rounds,
         notes=notes,
+        sparsity=None
+        if attempt.sparse is None
+        else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
     )

@@ -33,6 +33,7 @@ class GraphRecord:
     def __init__(self, name: str, code: types.CodeType | None, parameters: Sequence[int]) -> None:
         self.name, self.code = name, code
         self.decided: Decision | None = None
+        self.parameters = tuple(parameters)
         self._positions = (parameters[0], parameters[-1]) if parameters else ()
         self._known: set[tuple[int, ...]] = set()
         self._served: list[weakref.ref[torch.Tensor]] = []
@@ -46,7 +47,7 @@ class GraphRecord:
         key = tuple(id(args[position]) for position in self._positions)
         if key not in self._known:
             self._known.add(key)
-            self._served.extend(weakref.ref(args[position]) for position in self._positions)
+            self._served.extend(weakref.ref(args[position]) for position in self.parameters)
         if _watchers:
             for watcher in _watchers:
                 watcher.saw(self)
@@ -54,6 +55,11 @@ class GraphRecord:
     def served(self, parameters: set[int]) -> bool:
         alive = (reference() for reference in self._served)
         return any(id(tensor) in parameters for tensor in alive if tensor is not None)
+
+    def parameters_served(self) -> list[torch.Tensor]:
+        """Those that are alive, in the order in which they came."""
+        alive = (reference() for reference in self._served)
+        return [tensor for tensor in alive if tensor is not None]
 
     def is_of(self, code: types.CodeType) -> bool:
         """Whether the graph is of this code, or of a piece into which Dynamo broke it."""
@@ -127,6 +133,14 @@ def report(compiled: Any = None) -> Report:
     if not records:
         raise NotCompiledError(_nothing_compiled(compiled))
     return Report([record.report for record in records if record.report is not None])
+
+
+def parameters_of(compiled: Any) -> list[torch.Tensor]:
+    """Parameters with which the graphs of ``compiled`` were called, each once."""
+    with _lock:
+        records = [record for record in _records if _belongs(record, compiled)]
+    found = {id(p): p for record in records for p in record.parameters_served()}
+    return list(found.values())
 
 
 def _belongs(record: GraphRecord, compiled: Any) -> bool:

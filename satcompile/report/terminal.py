@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from satcompile.report.data import GraphReport, Report, ValueRow
+from satcompile.report.sparsity import SparsityReport
 
 _ROWS = 12
 
@@ -51,9 +52,42 @@ def _render_graph(graph: GraphReport, console: Console) -> None:
     for row in graph.passes:
         passes.add_row(row.name, format_time(row.time_us), escape(row.changed))
     console.print(passes)
+    if graph.sparsity is not None:
+        _render_sparsity(graph.sparsity, console)
     for note in graph.notes:
         console.print(f"note: {escape(note)}")
     console.print()
+
+
+def _render_sparsity(sparsity: SparsityReport, console: Console) -> None:
+    step = "before the first step"
+    if sparsity.step is not None:
+        step = f"after {sparsity.step} steps; step {sparsity.next_choice} (from 0) scores all tiles"
+    console.print(
+        f"sparse training, {step}: {sparsity.density:.1%} of what is in tiles is trained, "
+        f"{sparsity.skipped_share:.1%} of the step's FLOPs are skipped"
+    )
+    table = Table(
+        "parameter", "shape", "tile", "trained", "forward", "FLOPs skipped",
+        title="in tiles", title_justify="left", box=None,
+    )  # fmt: skip
+    rows = sparsity.parameters
+    for row in rows[:_ROWS]:
+        table.add_row(
+            escape(row.name), "x".join(map(str, row.shape)), "x".join(map(str, row.tile)),
+            f"{row.trained_share:.1%}", row.forward_dense or f"{row.forward_share:.1%}",
+            f"{row.skipped_flops:.3g}",
+        )  # fmt: skip
+    if rows[_ROWS:]:
+        rest = sum(row.skipped_flops for row in rows[_ROWS:])
+        table.add_row(f"{len(rows) - _ROWS} others", "", "", "", "", f"{rest:.3g}")
+    console.print(table)
+    reasons: dict[str, list[str]] = {}
+    for dense in sparsity.dense:
+        reasons.setdefault(dense.reason, []).append(dense.name)
+    for reason, names in reasons.items():
+        others = f" and {len(names) - 2} others" if len(names) > 2 else ""
+        console.print(escape(f"dense: {', '.join(names[:2])}{others}: {reason}"))
 
 
 def _summary(graph: GraphReport) -> Table:

@@ -28,6 +28,7 @@ class Mask:
     Attributes:
         grid: how it is cut.
         settings: of whoever trains it; None while it was loaded and no graph has asked for it.
+        everything: all tiles.
         trained: tiles that have a gradient and are updated.
         forward: tiles that the forward and the input's gradient use; None for all.
         score: a map of float64, the running mean over scoring steps; None before the first.
@@ -36,8 +37,8 @@ class Mask:
 
     def __init__(self, grid: Grid, settings: Sparsity | None = None) -> None:
         self.grid, self.settings = grid, settings
-        everything = torch.ones(grid.down, grid.across, dtype=torch.bool)
-        self.trained = Pattern(grid, everything)
+        self.everything = Pattern(grid, torch.ones(grid.down, grid.across, dtype=torch.bool))
+        self.trained = self.everything
         self.forward: Pattern | None = None
         self.score: torch.Tensor | None = None
         self.is_scoring = True

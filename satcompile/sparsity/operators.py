@@ -73,7 +73,11 @@ def dense_form(node: fx.Node) -> tuple[Any, tuple[Any, ...], int | None] | None:
         return aten.convolution.default, (*node.args[:6], *_ungrouped(node.args[3])), None
     if node.target in (TILE_CONVOLUTION_WEIGHT, MASKED_CONVOLUTION_INPUT):
         arguments = (*node.args[:3], *node.args[3:6], *_ungrouped(node.args[3]))
-        return aten.convolution_backward.default, arguments, int(node.target is TILE_CONVOLUTION_WEIGHT)
+        return (
+            aten.convolution_backward.default,
+            arguments,
+            int(node.target is TILE_CONVOLUTION_WEIGHT),
+        )
     return None
 
 
@@ -217,9 +221,7 @@ def _masked_convolution_input(
     rows = used.whole_rows() if used is not None else None
     if not masks.is_running():
         rows = [(0, max(1, weight.shape[0] - 1))]
-    return tile_convolution.input_gradient(
-        gradient, input, weight, stride, padding, dilation, rows
-    )
+    return tile_convolution.input_gradient(gradient, input, weight, stride, padding, dilation, rows)
 
 
 # -- shapes ------------------------------------------------------------------------------------

@@ -203,6 +203,12 @@ def begin_at(mask: Mask, step: int) -> None:
         _loaded_steps[mask] = step
 
 
+def step_of(mask: Mask) -> int:
+    """Steps taken by whoever trains a mask's parameter."""
+    population = _population_of.get(mask)
+    return _loaded_steps.get(mask, 0) if population is None else population.step
+
+
 def step_taken(optimizer: Any) -> None:
     """``optimizer.step()`` is at its end."""
     for population in list(_populations.get(optimizer, {}).values()):
