@@ -29,7 +29,7 @@ from benchmarks import environment, write_results
 from benchmarks.tasks import Batch, Bytes, Digits, Task, step_flops
 from benchmarks.training import Done, Variant, measure_times, time_ratio
 from benchmarks.workloads import quiet_transformers
-from satcompile.sparsity.masks import mask_of
+from satcompile.report.sparsity import SparsityReport
 
 GOALS_PERCENT = {0.38: 0.3, 0.25: 1.0}  # of dense training's loss or accuracy, by density
 _numbers = itertools.count()
@@ -152,6 +152,7 @@ class Trainer:
         self.forward = torch.compile(_code_of_its_own(), backend="sat", options=options)
         self.skipped_by_freezing = 0.0
         self.frozen_count = 0
+        self.sparsity: SparsityReport | None = None  # of the graph, once it is compiled
         self.model: torch.nn.Module
         self.optimizer: Any
 
@@ -192,8 +193,13 @@ class Trainer:
     def _skipped(self, step: int) -> float:
         if self.way.sparsity is None:
             return self.skipped_by_freezing if step >= self.plan.warmup_steps else 0.0
-        (graph,) = (g for g in satcompile.report(self.forward).graphs if g.sparsity is not None)
-        return graph.sparsity.skipped_share
+        if self.sparsity is None:
+            (self.sparsity,) = (
+                graph.sparsity
+                for graph in satcompile.report(self.forward).graphs
+                if graph.sparsity is not None
+            )
+        return self.sparsity.skipped_share
 
     def judge(self, seed: int, skipped: float) -> Outcome:
         """By compiled code without gradients, which uses of each weight what training uses."""
