@@ -1,8 +1,7 @@
 """Matrix products that leave out frozen tiles: of the result, or of the second factor.
 
 Both accumulate in float32 and round once. On a GPU, how the work is cut is chosen by timing the
-first call of a kind (:data:`CANDIDATES`); sums are added in the order of the inner dimension
-however it is cut.
+first call of a kind; sums are added in the order of the inner dimension however it is cut.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ class Parts:
     num_stages: int
 
 
-# Depths are those of half precision, and half as large in float32. Built ahead of time for sm_80
-# and sm_90, none spills. Without a GPU, where nothing can be timed, the first is taken.
-CANDIDATES = (
+# Built ahead of time for sm_80 and sm_90, none spills. Without a GPU, where nothing can be timed,
+# the first is taken.
+HALF_PRECISION = (
     Parts(rows=128, columns=128, depth=64, num_warps=8, num_stages=3),
     Parts(rows=128, columns=128, depth=64, num_warps=8, num_stages=4),
     Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=5),
@@ -51,6 +50,19 @@ CANDIDATES = (
     Parts(rows=128, columns=64, depth=64, num_warps=4, num_stages=4),
     Parts(rows=64, columns=128, depth=64, num_warps=4, num_stages=4),
     Parts(rows=64, columns=64, depth=64, num_warps=4, num_stages=4),
+)
+SINGLE_PRECISION = (
+    Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=3),
+    Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=4),
+    Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=5),
+    Parts(rows=128, columns=64, depth=32, num_warps=4, num_stages=4),
+    Parts(rows=64, columns=128, depth=32, num_warps=4, num_stages=4),
+    Parts(rows=64, columns=64, depth=32, num_warps=8, num_stages=4),
+)
+# Nothing is read 16 bytes at once then, and addresses need registers.
+UNALIGNED = (
+    Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=3),
+    Parts(rows=64, columns=64, depth=32, num_warps=4, num_stages=3),
 )
 
 _fastest: dict[Hashable, Parts] = {}
@@ -81,14 +93,14 @@ def tile_mm(
         out: (M, N), float32, bfloat16 or float16; its rows or its columns are contiguous, with or
             without gaps between them.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
-        parts: by default the fastest of ``CANDIDATES``.
+        parts: by default the fastest of those known to suit dtype and alignment.
 
     Raises:
         ValueError: tensors that do not fit each other. Nothing was changed then.
     """
+    _check_product(a, b, out)
     if transposed:
         a, b, out = b.t(), a.t(), out.t()
-    _check_product(a, b, out)
     check_tiles(tiles, out)
     out.zero_()
     if not (out.numel() and tiles.numbers.numel()):
@@ -134,7 +146,7 @@ def masked_mm(
         depth, width: rows and columns of a tile, multiples of 16.
         out: (M, N), contiguous, float32, bfloat16 or float16; all of it is written.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
-        parts: by default the fastest of ``CANDIDATES``.
+        parts: by default the fastest of those known to suit dtype and alignment.
 
     Raises:
         ValueError: tensors that do not fit each other. Nothing was changed then.
@@ -224,7 +236,7 @@ def _chosen(
 
     Sizes are alike up to a factor of two, lest a batch of another length be timed again.
     """
-    candidates = tuple(dict.fromkeys(fitted(_for(tensors, parts)) for parts in CANDIDATES))
+    candidates = tuple(dict.fromkeys(map(fitted, _candidates(tensors))))
     device = tensors[0].device
     if device.type != "cuda" or len(candidates) == 1:
         return candidates[0]
@@ -236,14 +248,10 @@ def _chosen(
     return _fastest[key]
 
 
-def _for(tensors: Iterable[torch.Tensor], parts: Parts) -> Parts:
-    first, *_ = tensors
-    if first.dtype == torch.float32:
-        parts = replace(parts, depth=parts.depth // 2)
-    if all(map(is_aligned, tensors)):
-        return parts
-    # Nothing is read 16 bytes at once then, and addresses need registers.
-    return replace(parts, depth=min(parts.depth, 32))
+def _candidates(tensors: tuple[torch.Tensor, ...]) -> tuple[Parts, ...]:
+    if not all(map(is_aligned, tensors)):
+        return UNALIGNED
+    return SINGLE_PRECISION if tensors[0].dtype == torch.float32 else HALF_PRECISION
 
 
 def _likeness(tensor: torch.Tensor) -> Hashable:

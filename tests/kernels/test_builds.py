@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +11,17 @@ import torch
 
 from satcompile.kernels.linear_update import LARGE, SMALL, Blocks, linear_update
 from satcompile.kernels.sweep_triton import sweep
+from satcompile.kernels.tile_mm_triton import (
+    HALF_PRECISION,
+    SINGLE_PRECISION,
+    UNALIGNED,
+    Parts,
+    masked_mm,
+    tile_mm,
+)
 from satcompile.optimizers.rules import Numbers, Rule, Tiles, Update
 from tests.kernels.builds import Build, building
-from tests.kernels.reference import tiles_of
+from tests.kernels.reference import blocks_of, tiles_of
 
 pytestmark = [
     pytest.mark.slow,  # ptxas takes a second and more for each
@@ -149,3 +158,85 @@ def test_linear_update_of_odd_sizes_does_not_spill(
         _linear(_update(AMSGRAD, shape, SINGLE), HALF)
         _linear(_update(AMSGRAD, shape, SINGLE), SINGLE)
     assert [build.spilled_bytes for build in builds] == [0, 0]
+
+
+def _tile_mm(
+    size: int, dtype: torch.dtype, parts: Parts, tile: tuple[int, int] = (128, 128), **how: bool
+) -> None:
+    """A linear layer's weight gradient."""
+    rows, columns = (torch.zeros(256, size, dtype=dtype) for _ in range(2))
+    out = torch.zeros(size, size, dtype=dtype)
+    tile_mm(rows.t(), columns, tiles_of(*tile, 0, 3, -1), False, out, parts=parts, **how)
+
+
+def _masked_mm(
+    size: int, dtype: torch.dtype, parts: Parts, tile: tuple[int, int] = (128, 128), **how: bool
+) -> None:
+    """An input's gradient, and an output: the weight as it lies, and transposed."""
+    a, weight, out = (torch.zeros(size, size, dtype=dtype) for _ in range(3))
+    starts, blocks = blocks_of([[0, 1], *[[]] * (-(-size // tile[1]) - 1)])
+    for b in (weight, weight.t()):
+        masked_mm(a, b, starts, blocks, *tile, out, parts=parts, **how)
+
+
+PRODUCTS = pytest.mark.parametrize("product", [_tile_mm, _masked_mm], ids=["tile", "masked"])
+
+
+@PRODUCTS
+def test_products_of_tiles_in_bfloat16(
+    product: Callable[..., None], capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with building(monkeypatch, capability, tmp_path) as builds:
+        for parts in HALF_PRECISION:
+            product(512, HALF, parts)
+    for build in builds:
+        assert build.spilled_bytes == 0
+        assert ("wgmma" if capability == 90 else "mma.sync") in build.ptx
+        assert "cp.async.cg" in build.ptx  # both factors are fetched ahead, 16 bytes at once
+    if capability == 90:
+        assert builds[0].registers <= 128  # two programs on a processor
+
+
+@PRODUCTS
+@pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "ieee"])
+def test_products_of_tiles_in_float32(
+    tf32: bool,
+    product: Callable[..., None],
+    capability: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with building(monkeypatch, capability, tmp_path) as builds:
+        for parts in SINGLE_PRECISION:
+            product(512, SINGLE, parts, tf32=tf32)
+    for build in builds:
+        assert build.spilled_bytes == 0
+        assert ("wgmma" in build.ptx or "mma.sync" in build.ptx) == tf32
+
+
+@PRODUCTS
+def test_products_of_odd_sizes_do_not_spill(
+    product: Callable[..., None], capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with building(monkeypatch, capability, tmp_path) as builds:
+        for parts in UNALIGNED:
+            product(511, HALF, parts)
+            product(511, SINGLE, parts)
+            product(511, SINGLE, parts, tf32=True)
+    assert not any(build.spilled_bytes for build in builds)
+
+
+@pytest.mark.parametrize("tile", [(48, 48), (8, 576), (24, 40)], ids=str)
+def test_tiles_that_parts_do_not_divide_are_fetched_ahead_too(
+    tile: tuple[int, int], capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with building(monkeypatch, capability, tmp_path) as builds:
+        for parts in HALF_PRECISION:
+            _tile_mm(576, HALF, parts, tile)
+        for parts in SINGLE_PRECISION:
+            _tile_mm(576, SINGLE, parts, tile)
+        if not any(side % 16 for side in tile):
+            _masked_mm(576, HALF, HALF_PRECISION[0], tile)
+    for build in builds:
+        assert build.spilled_bytes == 0
+        assert "cp.async" in build.ptx
