@@ -51,7 +51,7 @@ HALF_PRECISION = (
     Parts(rows=64, columns=128, depth=64, num_warps=4, num_stages=4),
     Parts(rows=64, columns=64, depth=64, num_warps=4, num_stages=4),
 )
-SINGLE_PRECISION = (
+TF32 = (
     Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=3),
     Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=4),
     Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=5),
@@ -59,10 +59,20 @@ SINGLE_PRECISION = (
     Parts(rows=64, columns=128, depth=32, num_warps=4, num_stages=4),
     Parts(rows=64, columns=64, depth=32, num_warps=8, num_stages=4),
 )
-# Nothing is read 16 bytes at once then, and addresses need registers.
-UNALIGNED = (
+# Float32 in full: without tensor cores, so that factors need registers.
+EXACT = (
+    Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=3),
+    Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=5),
+    Parts(rows=64, columns=64, depth=32, num_warps=8, num_stages=4),
+)
+# Where nothing is read 16 bytes at once, addresses need registers.
+UNALIGNED_HALF = (
     Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=3),
     Parts(rows=64, columns=64, depth=32, num_warps=4, num_stages=3),
+)
+UNALIGNED_SINGLE = (
+    Parts(rows=128, columns=64, depth=16, num_warps=8, num_stages=3),
+    Parts(rows=64, columns=64, depth=16, num_warps=4, num_stages=3),
 )
 
 _fastest: dict[Hashable, Parts] = {}
@@ -114,9 +124,9 @@ def tile_mm(
         rows, columns = _within(parts.rows, tile[0]), _within(parts.columns, tile[1])
         return replace(parts, rows=rows, columns=columns)
 
-    kind = ("tile_mm", *tile, tiles.numbers.numel().bit_length(), tf32)
+    kind = ("tile_mm", *tile, tiles.numbers.numel().bit_length())
     with launching_on(out.device):
-        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), fitted, launch))
+        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), tf32, fitted, launch))
 
 
 def masked_mm(
@@ -167,9 +177,9 @@ def masked_mm(
         whole = min(parts.depth, depth & -depth)  # the largest power of two in it
         return replace(parts, rows=rows, columns=columns, depth=whole)
 
-    kind = ("masked_mm", *tile, blocks.numel().bit_length(), tf32)
+    kind = ("masked_mm", *tile, blocks.numel().bit_length())
     with launching_on(out.device):
-        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), fitted, launch))
+        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), tf32, fitted, launch))
     torch.autograd.graph.increment_version(out)
 
 
@@ -229,6 +239,7 @@ def _within(limit: int, size: int) -> int:
 def _chosen(
     kind: tuple[Hashable, ...],
     tensors: tuple[torch.Tensor, ...],
+    tf32: bool,
     fitted: Callable[[Parts], Parts],
     launch: Callable[[Parts], None],
 ) -> Parts:
@@ -236,11 +247,11 @@ def _chosen(
 
     Sizes are alike up to a factor of two, lest a batch of another length be timed again.
     """
-    candidates = tuple(dict.fromkeys(map(fitted, _candidates(tensors))))
+    candidates = tuple(dict.fromkeys(map(fitted, _candidates(tensors, tf32))))
     device = tensors[0].device
     if device.type != "cuda" or len(candidates) == 1:
         return candidates[0]
-    key = (*kind, device, *(_likeness(tensor) for tensor in tensors))
+    key = (*kind, tf32, device, *(_likeness(tensor) for tensor in tensors))
     if key not in _fastest:
         if torch.cuda.is_current_stream_capturing():
             return candidates[0]  # nothing runs now that could be timed
@@ -248,10 +259,13 @@ def _chosen(
     return _fastest[key]
 
 
-def _candidates(tensors: tuple[torch.Tensor, ...]) -> tuple[Parts, ...]:
-    if not all(map(is_aligned, tensors)):
-        return UNALIGNED
-    return SINGLE_PRECISION if tensors[0].dtype == torch.float32 else HALF_PRECISION
+def _candidates(tensors: tuple[torch.Tensor, ...], tf32: bool) -> tuple[Parts, ...]:
+    are_aligned = all(map(is_aligned, tensors))
+    if tensors[0].dtype != torch.float32:
+        return HALF_PRECISION if are_aligned else UNALIGNED_HALF
+    if not are_aligned:
+        return UNALIGNED_SINGLE
+    return TF32 if tf32 else EXACT
 
 
 def _likeness(tensor: torch.Tensor) -> Hashable:

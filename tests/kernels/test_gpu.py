@@ -11,9 +11,10 @@ from satcompile.kernels import tile_mm_triton
 from satcompile.kernels.linear_update import LARGE, SMALL, Blocks, linear_update
 from satcompile.kernels.sweep_triton import CHUNK, sweep
 from satcompile.kernels.tile_mm_triton import (
+    EXACT,
     HALF_PRECISION,
-    SINGLE_PRECISION,
-    UNALIGNED,
+    TF32,
+    UNALIGNED_SINGLE,
     Parts,
     masked_mm,
     tile_mm,
@@ -200,7 +201,7 @@ def test_tile_mm_however_it_is_cut(parts: Parts) -> None:
     )
 
 
-@pytest.mark.parametrize("parts", [*SINGLE_PRECISION, *UNALIGNED], ids=str)
+@pytest.mark.parametrize("parts", [*TF32, *EXACT, *UNALIGNED_SINGLE], ids=str)
 @pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "ieee"])
 def test_tile_mm_in_float32(parts: Parts, tf32: bool) -> None:
     _check_tile_mm(*_factors(512, 300, 640, torch.float32), (128, 128), parts, tf32=tf32)
@@ -253,7 +254,7 @@ def test_masked_mm_however_it_is_cut(parts: Parts) -> None:
     _check_masked_mm(a, b.t(), (128, 128), parts)
 
 
-@pytest.mark.parametrize("parts", [*SINGLE_PRECISION, *UNALIGNED], ids=str)
+@pytest.mark.parametrize("parts", [*TF32, *EXACT, *UNALIGNED_SINGLE], ids=str)
 @pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "ieee"])
 def test_masked_mm_in_float32(parts: Parts, tf32: bool) -> None:
     a, b = eighths(300, 640, device="cuda"), eighths(640, 512, device="cuda")
