@@ -19,6 +19,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUP_ROWS = 8  # rows of parts that are computed together, for the cache's sake
 _MAX_STRIDE = 2**23  # offsets within 256 rows are 32 bits long
 _SMALLEST = 16  # rows, columns or depth of what tensor cores multiply
+_VECTOR = 8  # elements of half precision in 16 bytes
 _TIMED_RUNS = 5
 
 
@@ -124,9 +125,10 @@ def tile_mm(
         rows, columns = _within(parts.rows, tile[0]), _within(parts.columns, tile[1])
         return replace(parts, rows=rows, columns=columns)
 
-    kind = ("tile_mm", *tile, tiles.numbers.numel().bit_length())
+    kind = ("tile_mm", tiles.numbers.numel().bit_length())
+    candidates = (parts,) if parts else _candidates((a, b, out), tile, tf32)
     with launching_on(out.device):
-        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), tf32, fitted, launch))
+        launch(_chosen((kind, tile, tf32), (a, b, out), map(fitted, candidates), launch))
 
 
 def masked_mm(
@@ -177,9 +179,10 @@ def masked_mm(
         whole = min(parts.depth, depth & -depth)  # the largest power of two in it
         return replace(parts, rows=rows, columns=columns, depth=whole)
 
-    kind = ("masked_mm", *tile, blocks.numel().bit_length())
+    kind = ("masked_mm", blocks.numel().bit_length())
+    candidates = (parts,) if parts else _candidates((a, b, out), tile, tf32)
     with launching_on(out.device):
-        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), tf32, fitted, launch))
+        launch(_chosen((kind, tile, tf32), (a, b, out), map(fitted, candidates), launch))
     torch.autograd.graph.increment_version(out)
 
 
@@ -237,30 +240,31 @@ def _within(limit: int, size: int) -> int:
 
 
 def _chosen(
-    kind: tuple[Hashable, ...],
+    kind: Hashable,
     tensors: tuple[torch.Tensor, ...],
-    tf32: bool,
-    fitted: Callable[[Parts], Parts],
+    candidates: Iterable[Parts],
     launch: Callable[[Parts], None],
 ) -> Parts:
     """The fastest candidate for calls like this one; timed once, on this call's own tensors.
 
     Sizes are alike up to a factor of two, lest a batch of another length be timed again.
     """
-    candidates = tuple(dict.fromkeys(map(fitted, _candidates(tensors, tf32))))
+    different = tuple(dict.fromkeys(candidates))
     device = tensors[0].device
-    if device.type != "cuda" or len(candidates) == 1:
-        return candidates[0]
-    key = (*kind, tf32, device, *(_likeness(tensor) for tensor in tensors))
+    if device.type != "cuda" or len(different) == 1:
+        return different[0]
+    key = (kind, device, *(_likeness(tensor) for tensor in tensors))
     if key not in _fastest:
         if torch.cuda.is_current_stream_capturing():
-            return candidates[0]  # nothing runs now that could be timed
-        _fastest[key] = _timed(candidates, launch)
+            return different[0]  # nothing runs now that could be timed
+        _fastest[key] = _timed(different, launch)
     return _fastest[key]
 
 
-def _candidates(tensors: tuple[torch.Tensor, ...], tf32: bool) -> tuple[Parts, ...]:
-    are_aligned = all(map(is_aligned, tensors))
+def _candidates(
+    tensors: tuple[torch.Tensor, ...], tile: tuple[int, int], tf32: bool
+) -> tuple[Parts, ...]:
+    are_aligned = all(map(is_aligned, tensors)) and not any(side % _VECTOR for side in tile)
     if tensors[0].dtype != torch.float32:
         return HALF_PRECISION if are_aligned else UNALIGNED_HALF
     if not are_aligned:
