@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from satcompile.passes.sparse_forward import SparseForward
+from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from torch import fx, nn
 
 from satcompile import pipeline
 from satcompile.capture import capture
 from satcompile.cost.roofline import matrix_flops
 from satcompile.errors import VerificationError
-from satcompile.passes.sparse_forward import SparseForward
-from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.sparsity.operators import (
     MASKED,
     MASKED_ADDMM,
@@ -125,9 +125,7 @@ def test_real_models_keep_their_meaning(name: str) -> None:
     model, inputs = zoo.build(name)
     torch._dynamo.reset()
     graph = capture(model, **inputs)
-    linear = sum(
-        isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in model.modules()
-    )
+    linear = sum(isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in model.modules())
     graph, found = sparsified(graph)  # checks both invariants
     tied = name in ("gpt2", "bert")  # the projection to the vocabulary
     single = sum("single tile" in d.reason and d.shape[0] > 1 for d in found.dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_active_tiles_have_dense_gradients_and_frozen_ones_do_not_move(
         if forward_density < 1:
             used, masks = trained.state.forward_masks, trained.state.masks
             assert all(bool((masks[name] | ~used[name]).all()) for name in masks)
-    changes = sum(not torch.equal(a, b) for a, b in zip(chosen, chosen[1:], strict=False))
+    changes = sum(not torch.equal(a, b) for a, b in itertools.pairwise(chosen))
     assert changes >= 3 or score == "magnitude"
     assert compiled_graphs() == graphs + 1
 
@@ -117,7 +118,7 @@ def test_six_changes_of_masks_compile_nothing() -> None:
     for x in vectors(7):
         trained.step(x)
         seen.append(trained.state.tiles["first.weight"])
-    assert sum(not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)) >= 5
+    assert sum(not torch.equal(a, b) for a, b in itertools.pairwise(seen)) >= 5
     assert compiled_graphs() == graphs
     assert not torch._dynamo.utils.counters["inductor"]
 
@@ -163,7 +164,13 @@ def test_convolutions_by_output_channels(forward_density: float, channels_last: 
     for _ in range(5):
         trained.checked_step(x + torch.randn_like(x))
     masks = trained.state.masks
-    assert set(masks) == {"first.weight", "second.weight", "one.weight", "line.weight", "out.weight"}
+    assert set(masks) == {
+        "first.weight",
+        "second.weight",
+        "one.weight",
+        "line.weight",
+        "out.weight",
+    }
     for name in ("first.weight", "second.weight"):
         by_channel = masks[name].flatten(1)
         assert bool((by_channel == by_channel[:, :1]).all())  # whole output channels
@@ -317,7 +324,9 @@ def test_an_evaluation_that_uses_a_weight_otherwise_is_told_of(
 
 def test_without_a_fused_optimizer_nothing_runs() -> None:
     model = Mlp().double()
-    compiled = torch.compile(model, backend="sat", options={"sparsity": {"density": 0.3, "block": 8}})
+    compiled = torch.compile(
+        model, backend="sat", options={"sparsity": {"density": 0.3, "block": 8}}
+    )
     [x] = vectors()
     with pytest.raises(satcompile.UnsupportedError) as refused:
         compiled(x)
@@ -360,9 +369,7 @@ def test_an_optimizer_that_replaces_another_goes_on_with_its_masks() -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 4])
-def test_training_that_was_resumed_equals_training_that_was_not(
-    steps: int, tmp_path: Any
-) -> None:
+def test_training_that_was_resumed_equals_training_that_was_not(steps: int, tmp_path: Any) -> None:
     class Resumed(Mlp):
         pass
 
@@ -437,7 +444,9 @@ def test_the_state_of_a_compiled_function() -> None:
     def loss(x: torch.Tensor) -> torch.Tensor:
         return model(x).square().mean()
 
-    compiled = torch.compile(loss, backend="sat", options={"sparsity": {"density": 0.3, "block": 8}})
+    compiled = torch.compile(
+        loss, backend="sat", options={"sparsity": {"density": 0.3, "block": 8}}
+    )
     with pytest.raises(satcompile.NotCompiledError, match="run a forward"):
         satcompile.sparsity_state(compiled)
     optimizer = satcompile.fuse_optimizer(torch.optim.AdamW(model.parameters()))

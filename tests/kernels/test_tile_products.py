@@ -38,7 +38,18 @@ dtypes = st.sampled_from(list(DTYPES))
 
 
 @settings(deadline=None)
-@given(sides, sides, sides, tiles, tiles, dtypes, st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+@given(
+    sides,
+    sides,
+    sides,
+    tiles,
+    tiles,
+    dtypes,
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_a_product_in_tiles_is_the_dense_one_there_and_zero_elsewhere(
     m: int, t: int, n: int, height: int, width: int, dtype: torch.dtype,
     a_turned: bool, b_turned: bool, transposed: bool, seed: int,
@@ -58,7 +69,18 @@ def test_a_product_in_tiles_is_the_dense_one_there_and_zero_elsewhere(
 
 
 @settings(deadline=None)
-@given(sides, sides, sides, tiles, tiles, dtypes, st.booleans(), st.booleans(), st.sampled_from(["", "row", "whole", "number"]), st.integers(0, 99))
+@given(
+    sides,
+    sides,
+    sides,
+    tiles,
+    tiles,
+    dtypes,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "row", "whole", "number"]),
+    st.integers(0, 99),
+)
 def test_a_masked_product_is_that_with_zeros(
     m: int, k: int, n: int, height: int, width: int, dtype: torch.dtype,
     a_turned: bool, transposed: bool, bias_of: str, seed: int,
