@@ -77,9 +77,9 @@ class Bytes:
     layers: int
     width: int
     block: int = 16
-    length: int = 128
+    length: int = 64
     batch: int = 8
-    judged: int = 24
+    judged: int = 48
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -87,17 +88,28 @@ def measure_times(made: Sequence[Variant], rounds: int) -> None:
     for _ in range(rounds):
         for variant in made:
             clear_gradients(variant.model)
-            variant.times_s.append(_seconds(variant))
+            variant.times_s.append(seconds(partial(step, variant.run), device_of(variant.model)))
     if compiled_graphs() != graphs_before:
         raise RuntimeError("something was compiled while times were taken")
 
 
-def _seconds(variant: Variant) -> float:
-    _synchronize(variant.model)
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, everything that it started on the device included."""
+    _synchronize(device)
     started = time.perf_counter()
-    step(variant.run)
-    _synchronize(variant.model)
+    run()
+    _synchronize(device)
     return time.perf_counter() - started
+
+
+class Done:
+    """What a variant returns whose ``run`` is a whole step with its own backward: ``step`` calls
+    this one's, which does nothing."""
+
+    class loss:
+        @staticmethod
+        def backward() -> None:
+            return None
 
 
 def time_ratio(variant: Variant, default: Variant) -> float:
@@ -109,7 +121,6 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _synchronize(model: torch.nn.Module) -> None:
-    device = device_of(model)
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

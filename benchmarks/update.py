@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -26,7 +25,11 @@ import torch
 
 import satcompile
 from benchmarks import environment, write_results
+<<<<<<< HEAD
 from benchmarks.training import Done, Variant, function_of, measure_times, time_ratio
+=======
+from benchmarks.training import Done, Variant, function_of, measure_times, seconds, time_ratio
+>>>>>>> main
 from benchmarks.workloads import gpt2, quiet_transformers, text
 
 GOAL_PEAK, GOAL_TIME, GOAL_BANDWIDTH = 0.85, 1.02, 0.9
@@ -108,19 +111,9 @@ def update_rate(model: torch.nn.Module, rounds: int) -> tuple[float, float]:
     num_bytes = source.nbytes
     sweeps, copies = [], []
     for _ in range(rounds + 2):
-        sweeps.append(PASSES * num_bytes / _seconds(optimizer.step, source.device))
-        copies.append(2 * num_bytes / _seconds(lambda: target.copy_(source), source.device))
+        sweeps.append(PASSES * num_bytes / seconds(optimizer.step, source.device))
+        copies.append(2 * num_bytes / seconds(lambda: target.copy_(source), source.device))
     return median(sweeps[2:]) / 1e9, median(copies[2:]) / 1e9
-
-
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def rows_of(tokens: int, made: Sequence[Variant]) -> list[Row]:

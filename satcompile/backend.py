@@ -89,7 +89,7 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
         bound = BoundGraph(compilation, inputs, record)
     planned = bound.first_plan(inputs)
     if not planned.attempt.is_training:
-        if not planned.attempt.masked:
+        if options.sparsity is None or not options.sparsity.is_forward_sparse:
             return planned.compiled  # an inference graph: nothing is saved, nothing to plan
         return lambda *args: sparse_calls.run(planned, args)
     _warn_of_recompile_limit()

@@ -43,12 +43,15 @@ def _joined(attempt: Attempt, args: Sequence[Any]) -> dict[int, masks.Bound]:
     assert attempt.sparse is not None and attempt.options.sparsity is not None
     settings = attempt.options.sparsity
     bound: dict[int, masks.Bound] = {}
-    for slot in attempt.sparse.tiled:
+    for slot, tiled in attempt.sparse.tiled.items():
         parameter = args[slot]
         optimizer = LEDGER.holder(parameter)
         if optimizer is None:
             raise _not_fused(attempt.names.get(slot, f"input {slot}"), parameter)
-        bound[slot] = masks.Bound(parameter, population.join(parameter, optimizer, settings))
+        mask = population.join(parameter, optimizer, settings)
+        if settings.is_forward_sparse and not tiled.has_sparse_forward:
+            mask.keep_forward_dense()
+        bound[slot] = masks.Bound(parameter, mask)
     population.note_data_parallel([each.mask for each in bound.values()])
     return bound
 

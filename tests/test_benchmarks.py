@@ -1,4 +1,4 @@
-"""What the benchmark of peaks holds to be a miss, and that each of its checks can fail."""
+"""What benchmarks hold to be a miss, and that each of their checks can fail."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import peak, save_results
+from benchmarks import peak, save_results, tile_mm
 from benchmarks.peak import Row
 
 RESIDENT, DEFAULT = 1000, 10_000
@@ -141,3 +142,24 @@ def test_rows_are_added_to_those_of_other_models_and_conditions_must_agree(tmp_p
     asked.rounds = 4
     with pytest.raises(ValueError, match="rounds 3, not 4"):
         peak.earlier_rows(asked)
+
+
+@pytest.mark.parametrize(
+    ("density", "ours_us", "misses"),
+    [(0.3, 35.0, 0), (0.3, 36.0, 1), (77 / 256, 36.0, 1), (0.1, 36.0, 0)],
+)
+def test_products_of_tiles_miss_below_the_goal_at_its_density(
+    density: float, ours_us: float, misses: int
+) -> None:
+    layer = tile_mm.Layer((4096, 4096, 8192), "bfloat16")
+    row = tile_mm.row_of("tile_mm", layer, density, [(ours_us, 100.0)])
+    assert row.share == pytest.approx(density * 100.0 / ours_us)
+    missed = tile_mm.missed_goals([row])
+    assert len(missed) == misses
+    assert all("tile_mm, 4096x4096x8192, bfloat16: 0.8" in line for line in missed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_products_of_tiles_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tile_mm.main([]) == 2
+    assert "on a GPU; torch sees none" in capsys.readouterr().err

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from satcompile.cost.device import Device
+from satcompile.sparsity.operators import dense_form
 from satcompile.torch_compat import default_op_types, size_hint
 
 aten = torch.ops.aten
@@ -100,6 +102,9 @@ def matrix_flops(node: fx.Node) -> float | None:
     """Operations of a matrix product, convolution or attention; None for anything else."""
     from torch.utils.flop_counter import flop_registry
 
+    form = dense_form(node)
+    if form is not None:
+        return _dense_flops(node, *form)
     packet = getattr(node.target, "_overloadpacket", None)
     value = node.meta.get("val")
     if packet in flop_registry:
@@ -108,6 +113,21 @@ def matrix_flops(node: fx.Node) -> float | None:
     if packet is not None and "scaled_dot_product" in str(packet):
         return _attention_flops(node, backward="backward" in str(packet))
     return None
+
+
+def _dense_flops(
+    node: fx.Node, target: Any, arguments: tuple[Any, ...], result: int | None
+) -> float:
+    """Of a sparse operator, were all tiles active: which are is not known yet."""
+    from torch.utils.flop_counter import flop_registry
+
+    value = node.meta.get("val")
+    if result is not None:  # of a convolution's three gradients
+        wanted = [position == result for position in range(3)]
+        arguments = (*arguments[:3], None, *arguments[3:], wanted)
+        value = tuple(value if each else None for each in wanted)
+    concrete = pytree.tree_map(_concrete, arguments)
+    return float(flop_registry[target.overloadpacket](*concrete, out_val=_concrete(value)))
 
 
 def _attention_flops(node: fx.Node, backward: bool) -> float:

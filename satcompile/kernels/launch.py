@@ -33,10 +33,11 @@ def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 
 def is_aligned(matrix: torch.Tensor) -> bool:
-    """Whether the compiler, shown address and strides, reads 16 bytes of it at once."""
-    one, other = matrix.stride()
-    pitch = one if other == 1 else other
-    return 1 in (one, other) and not pitch % _ALIGNED and not matrix.data_ptr() % _ALIGNED
+    """Whether the compiler, shown address, sizes and strides, reads 16 bytes of it at once."""
+    by_rows = matrix if matrix.stride(1) == 1 else matrix.t()
+    pitch, step = by_rows.stride()
+    numbers = (pitch, by_rows.shape[1], matrix.data_ptr())
+    return step == 1 and not any(number % _ALIGNED for number in numbers)
 
 
 def placed(scale: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

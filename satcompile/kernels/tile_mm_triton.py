@@ -1,8 +1,7 @@
 """Matrix products that leave out frozen tiles: of the result, or of the second factor.
 
 Both accumulate in float32 and round once. On a GPU, how the work is cut is chosen by timing the
-first call of a kind (:data:`CANDIDATES`); sums are added in the order of the inner dimension
-however it is cut.
+first call of a kind; sums are added in the order of the inner dimension however it is cut.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _GROUP_ROWS = 8  # rows of parts that are computed together, for the cache's sake
 _MAX_STRIDE = 2**23  # offsets within 256 rows are 32 bits long
 _SMALLEST = 16  # rows, columns or depth of what tensor cores multiply
+_VECTOR = 8  # elements of half precision in 16 bytes
 _TIMED_RUNS = 5
 
 
@@ -41,9 +41,9 @@ class Parts:
     num_stages: int
 
 
-# Depths are those of half precision, and half as large in float32. Built ahead of time for sm_80
-# and sm_90, none spills. Without a GPU, where nothing can be timed, the first is taken.
-CANDIDATES = (
+# Built ahead of time for sm_80 and sm_90, none spills. Without a GPU, where nothing can be timed,
+# the first is taken.
+HALF_PRECISION = (
     Parts(rows=128, columns=128, depth=64, num_warps=8, num_stages=3),
     Parts(rows=128, columns=128, depth=64, num_warps=8, num_stages=4),
     Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=5),
@@ -51,6 +51,29 @@ CANDIDATES = (
     Parts(rows=128, columns=64, depth=64, num_warps=4, num_stages=4),
     Parts(rows=64, columns=128, depth=64, num_warps=4, num_stages=4),
     Parts(rows=64, columns=64, depth=64, num_warps=4, num_stages=4),
+)
+TF32 = (
+    Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=3),
+    Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=4),
+    Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=5),
+    Parts(rows=128, columns=64, depth=32, num_warps=4, num_stages=4),
+    Parts(rows=64, columns=128, depth=32, num_warps=4, num_stages=4),
+    Parts(rows=64, columns=64, depth=32, num_warps=8, num_stages=4),
+)
+# Float32 in full: without tensor cores, so that factors need registers.
+EXACT = (
+    Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=3),
+    Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=5),
+    Parts(rows=64, columns=64, depth=32, num_warps=8, num_stages=4),
+)
+# Where nothing is read 16 bytes at once, addresses need registers.
+UNALIGNED_HALF = (
+    Parts(rows=128, columns=128, depth=32, num_warps=8, num_stages=3),
+    Parts(rows=64, columns=64, depth=32, num_warps=4, num_stages=3),
+)
+UNALIGNED_SINGLE = (
+    Parts(rows=128, columns=64, depth=16, num_warps=8, num_stages=3),
+    Parts(rows=64, columns=64, depth=16, num_warps=4, num_stages=3),
 )
 
 _fastest: dict[Hashable, Parts] = {}
@@ -81,14 +104,14 @@ def tile_mm(
         out: (M, N), float32, bfloat16 or float16; its rows or its columns are contiguous, with or
             without gaps between them.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
-        parts: by default the fastest of ``CANDIDATES``.
+        parts: by default the fastest of those known to suit dtype and alignment.
 
     Raises:
         ValueError: tensors that do not fit each other. Nothing was changed then.
     """
+    _check_product(a, b, out)
     if transposed:
         a, b, out = b.t(), a.t(), out.t()
-    _check_product(a, b, out)
     check_tiles(tiles, out)
     out.zero_()
     if not (out.numel() and tiles.numbers.numel()):
@@ -102,9 +125,10 @@ def tile_mm(
         rows, columns = _within(parts.rows, tile[0]), _within(parts.columns, tile[1])
         return replace(parts, rows=rows, columns=columns)
 
-    kind = ("tile_mm", *tile, tiles.numbers.numel().bit_length(), tf32)
+    kind = ("tile_mm", tiles.numbers.numel().bit_length())
+    candidates = (parts,) if parts else _candidates((a, b, out), tile, tf32)
     with launching_on(out.device):
-        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), fitted, launch))
+        launch(_chosen((kind, tile, tf32), (a, b, out), map(fitted, candidates), launch))
 
 
 def masked_mm(
@@ -134,7 +158,7 @@ def masked_mm(
         depth, width: rows and columns of a tile, multiples of 16.
         out: (M, N), contiguous, float32, bfloat16 or float16; all of it is written.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
-        parts: by default the fastest of ``CANDIDATES``.
+        parts: by default the fastest of those known to suit dtype and alignment.
 
     Raises:
         ValueError: tensors that do not fit each other. Nothing was changed then.
@@ -155,9 +179,10 @@ def masked_mm(
         whole = min(parts.depth, depth & -depth)  # the largest power of two in it
         return replace(parts, rows=rows, columns=columns, depth=whole)
 
-    kind = ("masked_mm", *tile, blocks.numel().bit_length(), tf32)
+    kind = ("masked_mm", blocks.numel().bit_length())
+    candidates = (parts,) if parts else _candidates((a, b, out), tile, tf32)
     with launching_on(out.device):
-        launch(fitted(parts) if parts else _chosen(kind, (a, b, out), fitted, launch))
+        launch(_chosen((kind, tile, tf32), (a, b, out), map(fitted, candidates), launch))
     torch.autograd.graph.increment_version(out)
 
 
@@ -215,35 +240,36 @@ def _within(limit: int, size: int) -> int:
 
 
 def _chosen(
-    kind: tuple[Hashable, ...],
+    kind: Hashable,
     tensors: tuple[torch.Tensor, ...],
-    fitted: Callable[[Parts], Parts],
+    candidates: Iterable[Parts],
     launch: Callable[[Parts], None],
 ) -> Parts:
     """The fastest candidate for calls like this one; timed once, on this call's own tensors.
 
     Sizes are alike up to a factor of two, lest a batch of another length be timed again.
     """
-    candidates = tuple(dict.fromkeys(fitted(_for(tensors, parts)) for parts in CANDIDATES))
+    different = tuple(dict.fromkeys(candidates))
     device = tensors[0].device
-    if device.type != "cuda" or len(candidates) == 1:
-        return candidates[0]
-    key = (*kind, device, *(_likeness(tensor) for tensor in tensors))
+    if device.type != "cuda" or len(different) == 1:
+        return different[0]
+    key = (kind, device, *(_likeness(tensor) for tensor in tensors))
     if key not in _fastest:
         if torch.cuda.is_current_stream_capturing():
-            return candidates[0]  # nothing runs now that could be timed
-        _fastest[key] = _timed(candidates, launch)
+            return different[0]  # nothing runs now that could be timed
+        _fastest[key] = _timed(different, launch)
     return _fastest[key]
 
 
-def _for(tensors: Iterable[torch.Tensor], parts: Parts) -> Parts:
-    first, *_ = tensors
-    if first.dtype == torch.float32:
-        parts = replace(parts, depth=parts.depth // 2)
-    if all(map(is_aligned, tensors)):
-        return parts
-    # Nothing is read 16 bytes at once then, and addresses need registers.
-    return replace(parts, depth=min(parts.depth, 32))
+def _candidates(
+    tensors: tuple[torch.Tensor, ...], tile: tuple[int, int], tf32: bool
+) -> tuple[Parts, ...]:
+    are_aligned = all(map(is_aligned, tensors)) and not any(side % _VECTOR for side in tile)
+    if tensors[0].dtype != torch.float32:
+        return HALF_PRECISION if are_aligned else UNALIGNED_HALF
+    if not are_aligned:
+        return UNALIGNED_SINGLE
+    return TF32 if tf32 else EXACT
 
 
 def _likeness(tensor: torch.Tensor) -> Hashable:

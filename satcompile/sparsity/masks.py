@@ -42,12 +42,20 @@ class Mask:
         self.forward: Pattern | None = None
         self.score: torch.Tensor | None = None
         self.is_scoring = True
+        self._is_forward_dense = False
         self._incoming: torch.Tensor | None = None
 
     def set(self, trained: torch.Tensor, forward: torch.Tensor | None) -> None:
         """Maps of bool; ``forward`` lies within ``trained``."""
         self.trained = Pattern(self.grid, trained.clone())
-        self.forward = None if forward is None else Pattern(self.grid, forward.clone())
+        if forward is not None and not self._is_forward_dense:
+            self.forward = Pattern(self.grid, forward.clone())
+        else:
+            self.forward = None
+
+    def keep_forward_dense(self) -> None:
+        """Some graph uses the weight as no sparse forward could; all of them then use all of it."""
+        self._is_forward_dense, self.forward = True, None
 
     def collect(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
         """Scores of all tiles by a gradient of the step, to be added to those of the step's others."""

@@ -142,6 +142,37 @@ def test_data_parallel_processes_update_by_the_mean_and_fsdp2_is_refused(tmp_pat
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+def _sparsify_on_one_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = Net().double()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = satcompile.fuse_optimizer(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    sparsity = {"density": 0.3, "block": 4, "interval": 2}
+    compiled = torch.compile(parallel, backend="sat", options={"sparsity": sparsity})
+    torch.manual_seed(rank)
+    for _ in range(6):
+        x = torch.randn(64, 16, dtype=torch.float64) * (1 + rank)  # they would choose otherwise
+        compiled(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = satcompile.sparsity_state(model)
+    weights = [p.detach() for p in model.parameters()]
+    torch.save({"masks": state.masks, "weights": weights}, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_data_parallel_processes_freeze_the_same_tiles(tmp_path: Path) -> None:
+    mp.spawn(_sparsify_on_one_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert first["masks"] and first["masks"].keys() == second["masks"].keys()
+    assert all(torch.equal(mask, second["masks"][name]) for name, mask in first["masks"].items())
+    assert not all(mask.all() for mask in first["masks"].values())
+    for mine, theirs in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_no_op_source_change_changes_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from satcompile import inductor
     from satcompile.options import parse

@@ -14,6 +14,7 @@ import torch
 
 from satcompile.kernels.linear_update import linear_update
 from satcompile.kernels.sweep_triton import sweep
+from satcompile.kernels.tile_mm_triton import masked_mm, tile_mm
 from satcompile.optimizers.rules import Numbers, Rule, Tiles, Update
 
 ADAM = Rule("adam", 2)
@@ -107,9 +108,87 @@ def test_linear_update_names_what_does_not_fit(message: str) -> None:
     assert update.step is not None and update.step.item() == 0
 
 
+def _product(**changed: Any) -> dict[str, Any]:
+    """Arguments of ``tile_mm``, and with ``starts`` of ``masked_mm``."""
+    return {"a": torch.ones(32, 5), "b": torch.ones(5, 48), "out": torch.ones(32, 48), **changed}
+
+
+def _tiled(tiles: Tiles | None = None, transposed: bool = False, **changed: Any) -> dict[str, Any]:
+    tiles = tiles or Tiles(16, 16, INDICES)
+    return _product(tiles=tiles, transposed=transposed, **changed)
+
+
+def _blocked(**changed: Any) -> dict[str, Any]:
+    starts = torch.zeros(4, dtype=torch.int32)
+    lists = {"starts": starts, "blocks": INDICES, "depth": 16, "width": 16}
+    return _product(**{**lists, **changed})
+
+
+FAR = torch.empty(1, device="meta")
+PRODUCT_MISTAKES = {
+    "is needed, not (32, 5) @ (4, 48) = (32, 48)": {"b": torch.ones(4, 48)},
+    "is needed, not (32, 5) @ (5, 48) = (48, 32)": {"out": torch.ones(48, 32)},
+    "is needed, not (5, 32, 1) @ (5, 48) = (32, 48)": {"a": torch.ones(5, 32, 1)},
+    "not torch.float32, torch.bfloat16 and torch.float32": {"b": torch.ones(5, 48).bfloat16()},
+    "not torch.float32, torch.float32 and torch.float64": {"out": torch.ones(32, 48).double()},
+    "must be on one device, not on cpu, meta and cpu": {"b": torch.ones(5, 48, device="meta")},
+    "strides of at most 8388608 are supported, not 10000000": {
+        "a": FAR.as_strided((32, 5), (1, 10_000_000))
+    }
+    | {name: FAR.expand(shape) for name, shape in (("b", (5, 48)), ("out", (32, 48)))},
+}
+TILE_MM_MISTAKES = {
+    **{message: _tiled(**changed) for message, changed in PRODUCT_MISTAKES.items()},
+    "contiguous rows or columns is needed; its strides are (96, 2)": _tiled(
+        out=torch.ones(32, 96)[:, ::2]
+    ),
+    "contiguous rows or columns is needed; its strides are (0, 1)": _tiled(
+        out=torch.ones(48).expand(32, 48)
+    ),
+    "tiles of 0 x 16 cannot cut torch.float32 of shape (32, 48)": _tiled(Tiles(0, 16, INDICES)),
+    "tiles of 0 x 16 cannot cut torch.float32 of shape (48, 32)": _tiled(
+        Tiles(0, 16, INDICES), transposed=True
+    ),
+    "numbers of tiles must be int32": _tiled(Tiles(16, 16, INDICES.long())),
+}
+MASKED_MM_MISTAKES = {
+    **{message: _blocked(**changed) for message, changed in PRODUCT_MISTAKES.items()},
+    "a contiguous result is needed; its strides are (1, 32)": _blocked(out=torch.ones(48, 32).t()),
+    "tiles of 24 x 16 cannot be multiplied: multiples of 16 are needed": _blocked(depth=24),
+    "tiles of 16 x 0 cannot be multiplied": _blocked(width=0),
+    "starts must be int32, contiguous and on cpu, not torch.int64": _blocked(
+        starts=torch.zeros(4).long()
+    ),
+    "blocks must be int32, contiguous and on cpu, not torch.int32 of shape (1,) on meta": _blocked(
+        blocks=INDICES.to("meta")
+    ),
+    "48 columns in blocks of 32 need one row of 3 starts and one of blocks, not (4,) and (1,)": (
+        _blocked(width=32)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", TILE_MM_MISTAKES)
+def test_tile_mm_names_what_does_not_fit(message: str) -> None:
+    _check_refused(tile_mm, TILE_MM_MISTAKES[message], message)
+
+
+@pytest.mark.parametrize("message", MASKED_MM_MISTAKES)
+def test_masked_mm_names_what_does_not_fit(message: str) -> None:
+    _check_refused(masked_mm, MASKED_MM_MISTAKES[message], message)
+
+
+def _check_refused(product: Callable[..., None], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        product(**arguments)
+    out = arguments["out"]
+    assert out.is_meta or (out == 1).all()
+
+
 def test_importing_them_needs_no_triton() -> None:
     program = (
         "import sys; sys.modules['triton'] = None; "
-        "import satcompile.kernels.linear_update, satcompile.kernels.sweep_triton"
+        "import satcompile.kernels.linear_update, satcompile.kernels.sweep_triton, "
+        "satcompile.kernels.tile_mm_triton"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
