@@ -49,15 +49,6 @@ def step(forward: Callable[[], Any]) -> Any:
     return output
 
 
-class Done:
-    """What ``step`` calls backward on, where ``run`` has done the whole step itself."""
-
-    class loss:
-        @staticmethod
-        def backward() -> None:
-            return None
-
-
 def clear_gradients(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         parameter.grad = None

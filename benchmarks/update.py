@@ -25,11 +25,7 @@ import torch
 
 import satcompile
 from benchmarks import environment, write_results
-<<<<<<< HEAD
-from benchmarks.training import Done, Variant, function_of, measure_times, time_ratio
-=======
 from benchmarks.training import Done, Variant, function_of, measure_times, seconds, time_ratio
->>>>>>> main
 from benchmarks.workloads import gpt2, quiet_transformers, text
 
 GOAL_PEAK, GOAL_TIME, GOAL_BANDWIDTH = 0.85, 1.02, 0.9
