@@ -489,9 +489,7 @@ def table_row(row: Row) -> dict[str, Any]:
         "validation_loss": f"{row.loss:.4f} ± {row.loss_spread:.4f}",
         "loss_vs_dense": _percent(row.loss_vs_dense_percent, row.loss_vs_dense_spread),
         "accuracy": _percent(row.accuracy_percent, row.accuracy_spread, sign=""),
-        "accuracy_vs_dense": _percent(
-            row.accuracy_vs_dense_percent, row.accuracy_vs_dense_spread
-        ),
+        "accuracy_vs_dense": _percent(row.accuracy_vs_dense_percent, row.accuracy_vs_dense_spread),
         "worst_class": _percent(row.worst_class_percent, None, sign=""),
         "FLOPs_skipped": f"{row.flops_skipped_percent:.1f}%",
         "time_ratio": row.time_ratio,

@@ -3,6 +3,7 @@ was kept back: a GPT-2 on the bytes of CPython's own library, a residual network
 
 from __future__ import annotations
 
+import itertools
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ class DigitModel(nn.Module):
         widths = (width, width, 2 * width, 4 * width)
         self.stem = nn.Conv2d(1, width, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(Block(a, b) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], 10)
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> Predictions:
