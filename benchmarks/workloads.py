@@ -29,11 +29,13 @@ def gpt2(
     positions: int,
     heads_of: int = 32,
     dropout: float = 0.1,
+    initial: float = 0.02,
 ) -> torch.nn.Module:
-    """A GPT-2."""
+    """A GPT-2, its weights drawn with a standard deviation of ``initial``."""
     config = transformers.GPT2Config(
         n_layer=layers, n_embd=hidden, n_head=hidden // heads_of, vocab_size=vocabulary,
-        n_positions=positions, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, use_cache=False, bos_token_id=1, eos_token_id=1,
+        n_positions=positions, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+        initializer_range=initial, use_cache=False, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # transformers guesses it from class names, with a warning
