@@ -7,13 +7,14 @@ training stand random tiles (do scores matter?), a prefix of the matrices that i
 dense steps at the beginning are over (does it matter where?), and a dense model that is narrower
 from the start (is a smaller model as good?), both as cheap as density 0.25.
 
-    python -m benchmarks.sparse_training [--steps 600 --seeds 3 --sizes 2x64 2x96 2x128] [--quick]
+    python -m benchmarks.sparse_training [--steps 600 --seeds 3 --models digits 2x64 2x96 2x128] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -432,7 +433,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--digit-steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--digit-seeds", type=int, default=6)
-    parser.add_argument("--sizes", nargs="+", default=["2x64", "2x96", "2x128"])
+    parser.add_argument(
+        "--models", nargs="+", default=["digits", "2x64", "2x96", "2x128"],
+        help="digits, or layers x width of a GPT-2",
+    )  # fmt: skip
+    parser.add_argument(
+        "--add", action="store_true", help="to the rows of other models that are in the file"
+    )
     parser.add_argument("--rounds", type=int, default=24, help="of steps that are timed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a few steps of the smallest models")
@@ -441,44 +448,74 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if asked.quick:
         asked.steps, asked.digit_steps, asked.seeds, asked.rounds = 75, 80, 1, 5
         asked.digit_seeds = 1
-        asked.sizes = asked.sizes[:1]
+        asked.models = asked.models[:2]
     return asked
 
 
 def experiments(asked: argparse.Namespace) -> Iterator[tuple[Task, Plan]]:
     """The rate is what suits dense training best, of a few that were tried; for a Transformer it
     falls as its width rises."""
-    yield Digits(), Plan(asked.digit_steps, 1e-2, 40, asked.digit_seeds)
-    for size in asked.sizes:
-        layers, width = map(int, size.split("x"))
-        yield Bytes(layers, width), Plan(asked.steps, 6e-3 * 64 / width, 25, asked.seeds)
+    for model in asked.models:
+        if model == "digits":
+            yield Digits(), Plan(asked.digit_steps, 1e-2, 40, asked.digit_seeds)
+        else:
+            layers, width = map(int, model.split("x"))
+            yield Bytes(layers, width), Plan(asked.steps, 6e-3 * 64 / width, 25, asked.seeds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
     torch.set_num_threads(asked.threads)
-    rows: list[Row] = []
+    rows = earlier_rows(asked)
     with quiet_transformers():
         for task, plan in experiments(asked):
             rows += rows_of(task, plan, asked.rounds)
             save(rows, asked)
-    shown = [table_row(row) for row in rows]
-    print_results(NAME, shown, missed_goals(rows))
-    return 1 if missed_goals(rows) else 0
+    missed = missed_goals(rows)
+    print_results(NAME, [table_row(row) for row in rows], missed)
+    return 1 if missed else 0
+
+
+def earlier_rows(asked: argparse.Namespace) -> list[Row]:
+    """With ``--add``, those in the file, of models that are not measured now.
+
+    Raises:
+        ValueError: they were measured under other conditions.
+    """
+    file = asked.output / f"{NAME}.json"
+    if not asked.add or not file.exists():
+        return []
+    written = json.loads(file.read_text())
+    for name, value in conditions(asked).items():
+        if written["environment"].get(name) != value:
+            before = written["environment"].get(name)
+            raise ValueError(f"{file} was measured with {name} {before}, not {value}")
+    measured = {task.name for task, _ in experiments(asked)}
+    return [Row(**row) for row in written["rows"] if row["model"] not in measured]
+
+
+def conditions(asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "steps": f"{asked.steps}, {asked.digit_steps} for digits",
+        "seeds": f"{asked.seeds}, {asked.digit_seeds} for digits",
+        "rounds": asked.rounds,
+        "threads": asked.threads,
+    }
 
 
 def save(rows: Sequence[Row], asked: argparse.Namespace) -> None:
     """After every model, because all of them take long."""
-    facts = environment() | {
-        "steps": f"{asked.steps}, {asked.digit_steps} for digits",
-        "seeds": f"{asked.seeds}, {asked.digit_seeds} for digits",
-        "rounds": asked.rounds,
-        "tiles": "chosen every 25 steps, 40 for digits, and dense for two intervals before",
-        "controls": "the longest prefix of matrices that skips no more than density 0.25, frozen "
-        "after as many dense steps, and the width whose FLOPs are nearest; embeddings, norms and "
-        "biases are trained everywhere",
-        "spreads": "standard deviations over seeds; differences from dense are taken seed by seed",
-    }
+    facts = (
+        environment()
+        | conditions(asked)
+        | {
+            "tiles": "chosen every 25 steps, 40 for digits, and dense for two intervals before",
+            "controls": "the longest prefix of matrices that skips no more than density 0.25, frozen "
+            "after as many dense steps, and the width whose FLOPs are nearest; embeddings, norms and "
+            "biases are trained everywhere",
+            "spreads": "standard deviations over seeds; differences from dense are taken seed by seed",
+        }
+    )
     shown = [table_row(row) for row in rows]
     data = [asdict(row) for row in rows]
     save_results(NAME, data, facts, missed_goals(rows), asked.output, shown)

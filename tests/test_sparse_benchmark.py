@@ -184,3 +184,14 @@ def test_quick_is_one_seed_of_the_smallest() -> None:
         "ResNet, 16 to 64 wide",
         "GPT-2, 2 layers, 64 wide",
     ]
+
+
+def test_models_are_added_to_others_of_the_same_conditions(tmp_path: Path) -> None:
+    asked = sparse_training.parse(["--models", "digits", "--add", "--output", str(tmp_path)])
+    assert sparse_training.earlier_rows(asked) == []
+    rows_before = rows(0.1, 0.1, 1.0)
+    sparse_training.save(rows_before, asked)
+    assert sparse_training.earlier_rows(asked) == rows_before
+    asked.rounds = 3
+    with pytest.raises(ValueError, match="measured with rounds 24, not 3"):
+        sparse_training.earlier_rows(asked)
