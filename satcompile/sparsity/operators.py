@@ -40,7 +40,8 @@ for _schema in (
     "masked_convolution_input(Tensor gradient, Tensor input, Tensor weight, "
     f"{_CONVOLUTION}, int slot) -> Tensor",
 ):
-    _library.define(_schema)
+    # A replayed CUDA graph would not look masks up again: Inductor leaves these out of its own.
+    _library.define(_schema, tags=(torch.Tag.cudagraph_unsafe,))
 
 _ops = torch.ops.satcompile
 TILE_MM = _ops.tile_mm.default
