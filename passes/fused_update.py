@@ -43,7 +43,11 @@ _ALIAS = re.compile(r"(?P<name>\w+) = (?:reinterpret_tensor\()?(?P<base>\w+)(?:[
 _NAME, _NUMBER = re.compile(r"[A-Za-z_]\w*\b(?!\()"), re.compile(r"\d+")
 
 _library = torch.library.Library("satcompile", "FRAGMENT")
-_library.define("update_(Tensor[] gradients, Tensor(a!)[] read, int[] slots) -> ()")
+# A replayed CUDA graph would not ask again what is to be applied: Inductor leaves it out of its own.
+_library.define(
+    "update_(Tensor[] gradients, Tensor(a!)[] read, int[] slots) -> ()",
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
 
 
 @torch.library.impl(_library, "update_", "CompositeExplicitAutograd")

@@ -16,9 +16,9 @@ from satcompile.errors import (
 )
 from satcompile.measure import measure_peak
 from satcompile.optimizers.fused import fuse_optimizer
-from satcompile.report.registry import report
+from satcompile.report.registry import report, sparsity_state
 from satcompile.sparsity.settings import Sparsity
-from satcompile.sparsity.state import SparsityState, sparsity_state
+from satcompile.sparsity.state import SparsityState
 
 __all__ = [
     "BudgetError",

@@ -66,7 +66,8 @@ def _not_fused(name: str, parameter: torch.Tensor) -> UnsupportedError:
     return UnsupportedError(
         f"The option 'sparsity' needs satcompile.fuse_optimizer(optimizer) before the first training "
         f"step: an optimizer of torch's would let frozen tiles drift, by momentum and weight decay. "
-        f"The parameter {name!r} of shape {tuple(parameter.shape)} {held}."
+        f"The parameter {name!r} of shape {tuple(parameter.shape)} {held}. One that is not to be "
+        "trained at all: requires_grad_(False)."
     )
 
 

@@ -134,6 +134,11 @@ def test_real_models_keep_their_meaning(name: str) -> None:
     assert all(each.has_sparse_forward for each in found.tiled.values())
 
 
+def test_no_cuda_graph_takes_in_what_is_looked_up_when_it_runs() -> None:
+    for op in (*TILED, *MASKED, torch.ops.satcompile.update_.default):
+        assert torch.Tag.cudagraph_unsafe in op.tags
+
+
 # -- faults, each of which must be seen ----------------------------------------------------------
 
 

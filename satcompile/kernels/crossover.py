@@ -28,22 +28,23 @@ def faster(
     """The result of whichever is faster at this share of active tiles."""
     key = (kind, a.shape, b.shape, a.dtype, a.device, torch.get_num_threads())
     if key not in _efficiency:
-        sparse_s, dense_s = _seconds(sparse, a.device), _seconds(dense, a.device)
-        _efficiency[key] = sparse_s / dense_s / share
+        _efficiency[key] = _ratio(sparse, dense, a.device) / share
     return sparse() if _efficiency[key] * share < 1 else dense()
 
 
-def _seconds(call: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """The shortest of a few calls, after one that may compile."""
-    call()
-    times = []
-    for _ in range(_REPEATS):
-        _synchronize(device)
-        started = time.perf_counter()
-        call()
-        _synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _ratio(
+    sparse: Callable[[], torch.Tensor], dense: Callable[[], torch.Tensor], device: torch.device
+) -> float:
+    """Of the shortest times, taken in alternation, after calls that may compile something."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(_REPEATS + 1):
+        for call, taken in zip((sparse, dense), times, strict=True):
+            _synchronize(device)
+            started = time.perf_counter()
+            call()
+            _synchronize(device)
+            taken.append(time.perf_counter() - started)
+    return min(times[0][1:]) / min(times[1][1:])
 
 
 def _synchronize(device: torch.device) -> None:

@@ -3,77 +3,145 @@ convolution does the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from satcompile.kernels import crossover
+
 aten = torch.ops.aten
 Rows = Sequence[tuple[int, int]]  # begin and end of runs of output channels
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution without groups, not transposed, of which some output channels count.
+
+    Attributes:
+        stride, padding, dilation: as in ``torch.nn.functional.conv2d``, one number a dimension.
+        rows: the output channels that count.
+        always_sparse: also where the dense one would be faster, to see what memory it takes.
+    """
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    rows: Rows
+    always_sparse: bool = False
+
+    def weight_gradient(
+        self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient of the weight, 0 outside the rows.
+
+        Args:
+            gradient: (N, n, ...), of the output.
+            input: (N, c, ...).
+            weight: (n, c, ...); its values are not looked at.
+        """
+
+        def sparse() -> torch.Tensor:
+            some = self._some(gradient, 1), input, self._some(weight, 0)
+            found = _gradients(*some, self._geometry, wants_weight=True)
+            return _spread(found, self.rows, weight.shape[0], 0)
+
+        def dense() -> torch.Tensor:
+            found = _gradients(gradient, input, weight, self._geometry, wants_weight=True)
+            return self._cleared(found)
+
+        return self._faster("weight", gradient, input, weight, sparse, dense)
+
+    def input_gradient(
+        self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient of the input, as if the weight were 0 outside the rows."""
+
+        def sparse() -> torch.Tensor:
+            some = self._some(gradient, 1), input, self._some(weight, 0)
+            return _gradients(*some, self._geometry, wants_weight=False)
+
+        def dense() -> torch.Tensor:
+            masked = self._cleared(weight.clone())
+            return _gradients(gradient, input, masked, self._geometry, wants_weight=False)
+
+        return self._faster("input", gradient, input, weight, sparse, dense)
+
+    def forward(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The output, as if the weight were 0 outside the rows: there is the bias alone."""
+
+        def sparse() -> torch.Tensor:
+            some = convolve(input, self._some(weight, 0), None, *self._geometry)
+            out = _spread(some, self.rows, weight.shape[0], 1)
+            if bias is not None:
+                out += bias.view(-1, *[1] * (out.dim() - 2))
+            return out
+
+        def dense() -> torch.Tensor:
+            return convolve(input, self._cleared(weight.clone()), bias, *self._geometry)
+
+        return self._faster("forward", input, weight, weight, sparse, dense)
+
+    @property
+    def _geometry(self) -> tuple[Sequence[int], ...]:
+        return self.stride, self.padding, self.dilation
+
+    def _some(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """The channels that count, in memory of their own where there are several runs of them."""
+        parts = [tensor.narrow(dim, begin, end - begin) for begin, end in self.rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+    def _cleared(self, weight: torch.Tensor) -> torch.Tensor:
+        end = 0
+        for begin, next_end in self.rows:
+            weight[end:begin].zero_()
+            end = next_end
+        weight[end:].zero_()
+        return weight
+
+    def _faster(
+        self,
+        what: str,
+        one: torch.Tensor,
+        other: torch.Tensor,
+        weight: torch.Tensor,
+        sparse: Callable[[], torch.Tensor],
+        dense: Callable[[], torch.Tensor],
+    ) -> torch.Tensor:
+        if self.always_sparse:
+            return sparse()
+        share = sum(end - begin for begin, end in self.rows) / weight.shape[0]
+        kind = ("convolution", what, tuple(weight.shape), *map(tuple, self._geometry))
+        return crossover.faster(kind, one, other, share, sparse, dense)
 
 
 def weight_gradient(
     gradient: torch.Tensor,
     input: torch.Tensor,
     weight: torch.Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    rows: Rows | None,
+    *geometry: Sequence[int],
 ) -> torch.Tensor:
-    """The gradient of a convolution's weight, 0 outside ``rows`` (None for all of them).
-
-    Args:
-        gradient: (N, n, ...), of the output.
-        input: (N, c, ...).
-        weight: (n, c, ...); its values are not looked at.
-    """
-    geometry = (stride, padding, dilation)
-    if rows is None:
-        return _gradients(gradient, input, weight, geometry, wants_weight=True)
-    some = _gradients(
-        _channels(gradient, rows, 1), input, _channels(weight, rows, 0), geometry, wants_weight=True
-    )
-    return _spread(some, rows, weight.shape[0], 0)
+    """The whole gradient of a weight."""
+    return _gradients(gradient, input, weight, geometry, wants_weight=True)
 
 
 def input_gradient(
     gradient: torch.Tensor,
     input: torch.Tensor,
     weight: torch.Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    rows: Rows | None,
+    *geometry: Sequence[int],
 ) -> torch.Tensor:
-    """The gradient of a convolution's input, as if its weight were 0 outside ``rows``."""
-    if rows is not None:
-        gradient, weight = _channels(gradient, rows, 1), _channels(weight, rows, 0)
-    return _gradients(gradient, input, weight, (stride, padding, dilation), wants_weight=False)
+    """The gradient of an input, by the whole weight."""
+    return _gradients(gradient, input, weight, geometry, wants_weight=False)
 
 
-def forward(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    rows: Rows | None,
-) -> torch.Tensor:
-    """A convolution, as if its weight were 0 outside ``rows``: there is the bias alone."""
-    if rows is None:
-        return _convolution(input, weight, bias, stride, padding, dilation)
-    some = _convolution(input, _channels(weight, rows, 0), None, stride, padding, dilation)
-    out = _spread(some, rows, weight.shape[0], 1)
-    if bias is not None:
-        out += bias.view(-1, *[1] * (out.dim() - 2))
-    return out
-
-
-def _convolution(
+def convolve(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
 ) -> torch.Tensor:
+    """A convolution with all of its weight."""
     found: torch.Tensor = aten.convolution.default(
         input, weight, bias, *geometry, False, [0] * len(geometry[0]), 1
     )
@@ -93,12 +161,6 @@ def _gradients(
     )
     found: torch.Tensor = results[int(wants_weight)]
     return found
-
-
-def _channels(tensor: torch.Tensor, rows: Rows, dim: int) -> torch.Tensor:
-    """Some channels, in memory of their own where there are several runs of them."""
-    parts = [tensor.narrow(dim, begin, end - begin) for begin, end in rows]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _spread(some: torch.Tensor, rows: Rows, count: int, dim: int) -> torch.Tensor:

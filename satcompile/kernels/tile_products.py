@@ -7,6 +7,7 @@ import torch
 from satcompile.kernels import crossover, tile_mm_cpu
 from satcompile.sparsity.pattern import Pattern
 
+_PARTS = 16  # of which a GPU's tensor cores make up a tile of the second factor
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -24,7 +25,7 @@ def tile_mm(a: torch.Tensor, b: torch.Tensor, pattern: Pattern, transposed: bool
         return _dense(a, b, pattern, transposed)
 
     def sparse() -> torch.Tensor:
-        if a.device.type == "cpu":
+        if not _is_on_gpu(a):
             return tile_mm_cpu.tile_mm(a, b, *pattern.gradient_rectangles(transposed))
         from satcompile.kernels import tile_mm_triton
 
@@ -61,17 +62,17 @@ def masked_mm(
         _clear(masked.T if transposed else masked, pattern)
         return torch.mm(a, masked) if bias is None else torch.addmm(bias, a, masked)
 
-    if not _has_kernel(a, b):
+    grid = pattern.grid
+    depth, width = (grid.width, grid.height) if transposed else (grid.height, grid.width)
+    if not _has_kernel(a, b) or (_is_on_gpu(a) and (depth % _PARTS or width % _PARTS)):
         return dense()
 
     def sparse() -> torch.Tensor:
-        if a.device.type == "cpu":
+        if not _is_on_gpu(a):
             return tile_mm_cpu.masked_mm(a, b, *pattern.products(transposed), bias)
         from satcompile.kernels import tile_mm_triton
 
         out = a.new_empty(a.shape[0], b.shape[1])
-        grid = pattern.grid
-        depth, width = (grid.width, grid.height) if transposed else (grid.height, grid.width)
         tile_mm_triton.masked_mm(
             a, b, *pattern.lists(a.device, transposed), depth, width, out, tf32=_allows_tf32(a)
         )
@@ -94,10 +95,12 @@ def _clear(upright: torch.Tensor, pattern: Pattern) -> None:
 def _has_kernel(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype not in _DTYPES or a.dtype != b.dtype or a.device != b.device:
         return False
-    if a.device.type == "cuda":
-        return a.dtype != torch.float64
-    return a.device.type == "cpu"
+    return a.dtype != torch.float64 if _is_on_gpu(a) else a.device.type == "cpu"
+
+
+def _is_on_gpu(a: torch.Tensor) -> bool:
+    return a.device.type == "cuda"
 
 
 def _allows_tf32(a: torch.Tensor) -> bool:
-    return a.device.type == "cuda" and bool(torch.backends.cuda.matmul.allow_tf32)
+    return _is_on_gpu(a) and bool(torch.backends.cuda.matmul.allow_tf32)

@@ -17,6 +17,7 @@ import torch
 
 from satcompile.errors import NotCompiledError
 from satcompile.report.data import GraphReport, Report
+from satcompile.sparsity.state import SparsityState
 from satcompile.torch_compat import original_callable
 
 
@@ -133,6 +134,28 @@ def report(compiled: Any = None) -> Report:
     if not records:
         raise NotCompiledError(_nothing_compiled(compiled))
     return Report([record.report for record in records if record.report is not None])
+
+
+def sparsity_state(compiled: Any) -> SparsityState:
+    """Masks, scores and step of ``compiled``, to look at, to save, and to go on from.
+
+    Args:
+        compiled: what ``torch.compile`` returned for a module, the module itself, or a function
+            that was compiled, whose parameters are then called "0", "1", ... in the graph's order.
+
+    Raises:
+        NotCompiledError: a function of which no graph was compiled.
+    """
+    if isinstance(compiled, torch.nn.Module):
+        original = getattr(compiled, "_orig_mod", compiled)
+        return SparsityState(dict(original.named_parameters()))
+    found = parameters_of(compiled)
+    if not found:
+        raise NotCompiledError(
+            "sparsity_state needs a module, or a function that backend='sat' has compiled: run a "
+            "forward with gradients first."
+        )
+    return SparsityState({str(number): parameter for number, parameter in enumerate(found)})
 
 
 def parameters_of(compiled: Any) -> list[torch.Tensor]:

@@ -102,15 +102,17 @@ def _lengths(extent: int, side: int, count: int) -> torch.Tensor:
 Rectangle = tuple[int, int, int, int]  # top, bottom, left, right, in elements
 
 
-def rectangles(grid: Grid, active: torch.Tensor) -> list[Rectangle]:
-    """Adjacent tiles of a map of bool together, as rectangles that do not overlap.
+_MOST_TILES = 1024  # among which the largest rectangles are looked for
 
-    Runs of tiles in a row, joined with equal runs in the next ones; or the same by columns, if
-    these are fewer.
+
+def rectangles(grid: Grid, active: torch.Tensor) -> list[Rectangle]:
+    """Adjacent tiles of a map of bool together, as rectangles that do not overlap: the larger, the
+    faster a product of them is per tile.
+
+    The largest rectangle, then the largest of what is left, and so on. Where there are very many
+    tiles: runs of tiles in a row, joined with equal runs in the next ones.
     """
-    by_rows = _joined_runs(active)
-    by_columns = [(left, right, top, bottom) for top, bottom, left, right in _joined_runs(active.T)]
-    fewest = min(by_rows, by_columns, key=len)
+    find = _largest_first if active.numel() <= _MOST_TILES else _joined_runs
     return [
         (
             top * grid.height,
@@ -118,8 +120,38 @@ def rectangles(grid: Grid, active: torch.Tensor) -> list[Rectangle]:
             left * grid.width,
             min(right * grid.width, grid.columns),
         )
-        for top, bottom, left, right in fewest
+        for top, bottom, left, right in find(active)
     ]
+
+
+def _largest_first(active: torch.Tensor) -> list[Rectangle]:
+    rows, found = active.tolist(), []
+    while (largest := _largest(rows)) is not None:
+        top, bottom, left, right = largest
+        for row in rows[top:bottom]:
+            row[left:right] = [False] * (right - left)
+        found.append(largest)
+    return found
+
+
+def _largest(rows: list[list[bool]]) -> Rectangle | None:
+    """The largest rectangle of true ones: for each row, the largest one under the skyline of what
+    stands upon it, with a stack of rising heights."""
+    best: Rectangle | None = None
+    best_area = 0
+    heights = [0] * len(rows[0])
+    for bottom, row in enumerate(rows, start=1):
+        heights = [height + 1 if flag else 0 for height, flag in zip(heights, row, strict=True)]
+        rising: list[tuple[int, int]] = []  # where a height begins, and the height
+        for right, height in enumerate([*heights, 0]):
+            left = right
+            while rising and rising[-1][1] >= height:
+                left, tall = rising.pop()
+                if tall * (right - left) > best_area:
+                    best_area = tall * (right - left)
+                    best = (bottom - tall, bottom, left, right)
+            rising.append((left, height))
+    return best
 
 
 def _joined_runs(active: torch.Tensor) -> list[Rectangle]:

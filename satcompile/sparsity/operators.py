@@ -18,12 +18,14 @@ import torch
 from torch import fx
 
 from satcompile.kernels import tile_convolution, tile_products
+from satcompile.kernels.tile_convolution import Convolution
 from satcompile.sparsity import masks
 from satcompile.sparsity.grid import Grid
 from satcompile.sparsity.pattern import Pattern
 from satcompile.sparsity.scores import tile_scores
 
 aten = torch.ops.aten
+_Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]  # stride, padding, dilation
 
 _library = torch.library.Library("satcompile", "FRAGMENT")
 _CONVOLUTION = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
@@ -38,7 +40,8 @@ for _schema in (
     "masked_convolution_input(Tensor gradient, Tensor input, Tensor weight, "
     f"{_CONVOLUTION}, int slot) -> Tensor",
 ):
-    _library.define(_schema)
+    # A replayed CUDA graph would not look masks up again: Inductor leaves these out of its own.
+    _library.define(_schema, tags=(torch.Tag.cudagraph_unsafe,))
 
 _ops = torch.ops.satcompile
 TILE_MM = _ops.tile_mm.default
@@ -124,17 +127,25 @@ def _tile_convolution_weight(
     geometry = (stride, padding, dilation)
     bound = masks.bound(slot) if masks.is_running() else None
     if bound is not None and not bound.mask.is_scoring and not bound.mask.trained.is_full:
-        rows = bound.mask.trained.whole_rows()
-        return tile_convolution.weight_gradient(gradient, input, weight, *geometry, rows)
-    found = tile_convolution.weight_gradient(gradient, input, weight, *geometry, None)
+        some = Convolution(*geometry, bound.mask.trained.whole_rows())
+        return some.weight_gradient(gradient, input, weight)
+    found = tile_convolution.weight_gradient(gradient, input, weight, *geometry)
     if bound is not None and bound.mask.is_scoring:
         bound.mask.collect(bound.parameter, found)
         clear_frozen(found, bound.mask.trained)
-    elif bound is None and not masks.is_running():
+    elif not masks.is_running():
         _score_anything(found, block)
-        almost_all = [(0, max(1, weight.shape[0] - 1))]
-        tile_convolution.weight_gradient(gradient, input, weight, *geometry, almost_all)
+        del found
+        return _almost_all(weight, geometry).weight_gradient(gradient, input, weight)
     return found
+
+
+def _almost_all(weight: torch.Tensor, geometry: _Geometry) -> Convolution:
+    """What takes most memory: everything is copied, but for one channel in the middle."""
+    middle = weight.shape[0] // 2
+    rows = [(0, middle), (middle + 1, weight.shape[0])] if middle else [(0, weight.shape[0])]
+    rows = [(begin, end) for begin, end in rows if begin < end]
+    return Convolution(*geometry, rows, always_sparse=True)
 
 
 def clear_frozen(gradient: torch.Tensor, trained: Pattern) -> None:
@@ -200,11 +211,12 @@ def _masked_convolution(
     dilation: Sequence[int],
     slot: int,
 ) -> torch.Tensor:
-    used = _used(slot)
-    rows = used.whole_rows() if used is not None else None
+    geometry, used = (stride, padding, dilation), _used(slot)
     if not masks.is_running():
-        rows = [(0, max(1, weight.shape[0] - 1))]
-    return tile_convolution.forward(input, weight, bias, stride, padding, dilation, rows)
+        return _almost_all(weight, geometry).forward(input, weight, bias)
+    if used is None:
+        return tile_convolution.convolve(input, weight, bias, *geometry)
+    return Convolution(*geometry, used.whole_rows()).forward(input, weight, bias)
 
 
 @torch.library.impl(_library, "masked_convolution_input", "CompositeExplicitAutograd")
@@ -217,11 +229,13 @@ def _masked_convolution_input(
     dilation: Sequence[int],
     slot: int,
 ) -> torch.Tensor:
-    used = _used(slot)
-    rows = used.whole_rows() if used is not None else None
+    geometry, used = (stride, padding, dilation), _used(slot)
     if not masks.is_running():
-        rows = [(0, max(1, weight.shape[0] - 1))]
-    return tile_convolution.input_gradient(gradient, input, weight, stride, padding, dilation, rows)
+        return _almost_all(weight, geometry).input_gradient(gradient, input, weight)
+    if used is None:
+        return tile_convolution.input_gradient(gradient, input, weight, *geometry)
+    some = Convolution(*geometry, used.whole_rows())
+    return some.input_gradient(gradient, input, weight)
 
 
 # -- shapes ------------------------------------------------------------------------------------

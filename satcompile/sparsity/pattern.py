@@ -11,7 +11,9 @@ import torch
 from satcompile.optimizers.rules import Tiles
 from satcompile.sparsity.grid import Grid, Rectangle, rectangles, runs_of
 
-_PIECES = 8  # at least so many, where tiles allow it: a few threads then end at about the same time
+_PIECES = (
+    2  # for each thread at least, where tiles allow it, so that all end at about the same time
+)
 
 
 class Pattern:
@@ -101,20 +103,21 @@ class Pattern:
 def _split(found: list[Rectangle], grid: Grid) -> list[Rectangle]:
     """Rectangles that are more than their share of the work are halved, between tiles."""
     area = sum((bottom - top) * (right - left) for top, bottom, left, right in found)
-    pieces: list[Rectangle] = []
+    pieces = _PIECES * torch.get_num_threads()
+    done: list[Rectangle] = []
     rest = list(found)
     while rest:
         top, bottom, left, right = rest.pop()
         tall, wide = -(-(bottom - top) // grid.height), -(-(right - left) // grid.width)
-        if (bottom - top) * (right - left) * _PIECES <= area or (tall == 1 and wide == 1):
-            pieces.append((top, bottom, left, right))
+        if (bottom - top) * (right - left) * pieces <= area or (tall == 1 and wide == 1):
+            done.append((top, bottom, left, right))
         elif (tall > 1 and bottom - top >= right - left) or wide == 1:
             middle = top + tall // 2 * grid.height
             rest += [(top, middle, left, right), (middle, bottom, left, right)]
         else:
             middle = left + wide // 2 * grid.width
             rest += [(top, bottom, left, middle), (top, bottom, middle, right)]
-    return sorted(pieces, key=lambda r: (r[0] - r[1]) * (r[3] - r[2]))
+    return sorted(done, key=lambda r: (r[0] - r[1]) * (r[3] - r[2]))
 
 
 def _groups(

@@ -63,16 +63,12 @@ class Population:
     # -- steps -----------------------------------------------------------------------------
 
     @property
-    def is_dense(self) -> bool:
-        """Whether tiles have not been chosen yet."""
-        return self.step <= self.settings.first_choice
-
-    @property
     def is_scoring(self) -> bool:
         """Whether this step's gradients score all tiles, and are computed whole for that."""
         if self.settings.score not in FROM_GRADIENTS:
             return False
-        return self.is_dense or self._is_late or self.settings.chooses_after(self.step)
+        is_dense = self.step <= self.settings.first_choice
+        return is_dense or self._is_late or self.settings.chooses_after(self.step)
 
     @property
     def next_choice(self) -> int:

@@ -1,5 +1,4 @@
-"""``sparsity_state``: masks, scores and step of a model that is trained sparsely, to look at and to
-save."""
+"""Masks, scores and step of a model that is trained sparsely, to look at and to save."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from satcompile.errors import NotCompiledError, OptionError
+from satcompile.errors import OptionError
 from satcompile.sparsity import population
 from satcompile.sparsity.grid import Grid
 from satcompile.sparsity.masks import Mask, give_mask, mask_of
@@ -128,27 +127,3 @@ class SparsityState:
                 f"are {mask.grid.height} x {mask.grid.width}. Use the same block."
             )
         return mask or Mask(grid), entry
-
-
-def sparsity_state(compiled: Any) -> SparsityState:
-    """Masks, scores and step of ``compiled``, to look at, to save, and to go on from.
-
-    Args:
-        compiled: what ``torch.compile`` returned for a module, the module itself, or a function
-            that was compiled, whose parameters are then called "0", "1", ... in the graph's order.
-
-    Raises:
-        NotCompiledError: a function of which no graph was compiled.
-    """
-    if isinstance(compiled, torch.nn.Module):
-        original = getattr(compiled, "_orig_mod", compiled)
-        return SparsityState(dict(original.named_parameters()))
-    from satcompile.report.registry import parameters_of
-
-    found = parameters_of(compiled)
-    if not found:
-        raise NotCompiledError(
-            "sparsity_state needs a module, or a function that backend='sat' has compiled: run a "
-            "forward with gradients first."
-        )
-    return SparsityState({str(number): parameter for number, parameter in enumerate(found)})

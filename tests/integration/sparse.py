@@ -19,7 +19,8 @@ class Trained:
 
     Attributes:
         model, optimizer, run: the module, its fused optimizer, and the compiled module.
-        tolerance: of gradients, relative to the largest of each parameter.
+        eager: what says what is expected, if not the model.
+        tolerance: of the loss, and of gradients relative to the largest of them all.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Trained:
         tolerance: float = 1e-10,
         context: Callable[[], Any] = contextlib.nullcontext,
         fuse: Mapping[str, Any] | None = None,
+        eager: nn.Module | None = None,
         **settings: Any,
     ) -> None:
+        self.eager = eager or model
         self.model, self.loss_of, self.tolerance, self.context = model, loss_of, tolerance, context
         settings = {"lr": 1e-2, "weight_decay": 0.1, **settings}
         self.optimizer = satcompile.fuse_optimizer(
@@ -75,7 +78,7 @@ class Trained:
         }
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with self.context():
-            result = torch.func.functional_call(self.model, (used, buffers), inputs, keywords)
+            result = torch.func.functional_call(self.eager, (used, buffers), inputs, keywords)
             loss = self.loss_of(result)
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         found = torch.autograd.grad(loss, [used[name] for name in names], allow_unused=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import satcompile
@@ -217,6 +218,61 @@ def test_two_instances_have_masks_of_their_own() -> None:
         for name in first.state.tiles
     )
     assert compiled_graphs() - graphs <= 2
+
+
+def test_blocks_that_are_compiled_one_by_one_share_a_threshold() -> None:
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Mlp() for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model = Blocks().double()
+    trained = Trained(model, {"density": 0.3})
+    trained.run = model
+    for layer in model.layers:
+        layer.compile(backend="sat", options={"sparsity": trained.sparsity})
+    for x in vectors(4):
+        before, masks = trained.snapshot(), trained.state.masks
+        trained.step(x)
+        assert_frozen(before, trained.snapshot(), masks)
+    assert trained.state.step == 4
+    assert trained.state.density == pytest.approx(0.3, abs=1 / 144)  # of them all, to a tile
+    graphs = satcompile.report(model).graphs
+    assert {round(graph.sparsity.density, 6) for graph in graphs if graph.sparsity} != {0.3}
+
+
+@pytest.mark.parametrize("forward_density", [1.0, 0.2], ids=["dense forward", "sparse forward"])
+def test_sizes_that_vary(forward_density: float) -> None:
+    trained = Trained(Mlp().double(), {"density": 0.3, "forward_density": forward_density})
+    trained.run = torch.compile(
+        trained.model, backend="sat", dynamic=True, options={"sparsity": trained.sparsity}
+    )
+    graphs = compiled_graphs()
+    for rows in (12, 30, 7, 12, 64):
+        trained.checked_step(torch.randn(rows, 32, dtype=torch.float64))
+    assert compiled_graphs() == graphs + 1
+
+
+def test_regions_that_are_checkpointed() -> None:
+    class Checkpointed(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            middle = checkpoint(super().forward, x, use_reentrant=False)
+            return super().forward(torch.tanh(middle))
+
+    class Twice(Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(torch.tanh(super().forward(x)))
+
+    trained = Trained(
+        Checkpointed().double(), {"density": 0.3, "forward_density": 0.2}, eager=Twice().double()
+    )
+    for x in vectors(5):
+        trained.checked_step(x)
 
 
 # -- steps ---------------------------------------------------------------------------------------

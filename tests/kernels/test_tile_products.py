@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satcompile.kernels import crossover, tile_products
+from satcompile.kernels.tile_convolution import Convolution
 from satcompile.kernels.tile_mm_cpu import masked_mm, tile_mm
 from satcompile.sparsity.grid import Grid
 from satcompile.sparsity.pattern import Pattern
@@ -108,9 +109,9 @@ def test_a_masked_product_is_that_with_zeros(
 def test_whichever_kernel_is_faster_the_result_is_the_same(
     monkeypatch: pytest.MonkeyPatch, sparse_wins: bool, transposed: bool
 ) -> None:
-    answers = iter([1.0, 2.0] if sparse_wins else [2.0, 1.0])
+    answers = iter([0.5 if sparse_wins else 2.0])
     monkeypatch.setattr(crossover, "_efficiency", {})
-    monkeypatch.setattr(crossover, "_seconds", lambda call, device: next(answers))
+    monkeypatch.setattr(crossover, "_ratio", lambda sparse, dense, device: next(answers))
     pattern = some_pattern()
     shape = (36, 24) if transposed else (24, 36)
     a, b = torch.randn(shape[0], 9).double(), torch.randn(9, shape[1]).double()
@@ -119,7 +120,7 @@ def test_whichever_kernel_is_faster_the_result_is_the_same(
     found = tile_products.tile_mm(a, b, pattern, transposed)
     torch.testing.assert_close(found, (a @ b) * mask, rtol=1e-12, atol=1e-12)
     with pytest.raises(StopIteration):
-        next(answers)  # both were timed, once
+        next(answers)  # they were timed once
     again = tile_products.tile_mm(a, b, pattern, transposed)
     assert torch.equal(found, again)
 
@@ -138,3 +139,30 @@ def test_a_full_mask_is_one_dense_product(monkeypatch: pytest.MonkeyPatch) -> No
     pattern = Pattern(grid, torch.ones(4, 4, dtype=torch.bool))
     a, b = torch.randn(16, 8), torch.randn(8, 16)
     assert torch.equal(tile_products.tile_mm(a, b, pattern, False), torch.mm(a, b))
+
+
+@pytest.mark.parametrize("sparse_wins", [True, False])
+@pytest.mark.parametrize("rows", [[(0, 3)], [(4, 9)], [(1, 2), (5, 8)]])
+def test_convolutions_of_some_channels(
+    monkeypatch: pytest.MonkeyPatch, sparse_wins: bool, rows: list[tuple[int, int]]
+) -> None:
+    ratio = 0.1 if sparse_wins else 9.0
+    monkeypatch.setattr(crossover, "_efficiency", {})
+    monkeypatch.setattr(crossover, "_ratio", lambda sparse, dense, device: ratio)
+    weight = torch.randn(9, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(9, dtype=torch.float64)
+    mask = torch.zeros(9, 1, 1, 1, dtype=torch.float64)
+    for begin, end in rows:
+        mask[begin:end] = 1
+    masked = weight * mask
+    wanted = torch.nn.functional.conv2d(x, masked, bias, (2, 1), (1, 0), (1, 2))
+    gradient = torch.randn_like(wanted)
+    of_weight, of_input = torch.autograd.grad(wanted, (masked, x), gradient)
+    some = Convolution((2, 1), (1, 0), (1, 2), rows)
+    values, before = weight.detach(), weight.detach().clone()
+    torch.testing.assert_close(some.forward(x.detach(), values, bias), wanted.detach())
+    found = some.weight_gradient(gradient, x.detach(), values)
+    torch.testing.assert_close(found, of_weight * mask)
+    torch.testing.assert_close(some.input_gradient(gradient, x.detach(), values), of_input)
+    assert torch.equal(values, before)

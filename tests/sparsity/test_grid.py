@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from satcompile.sparsity import grid as grids
 from satcompile.sparsity.grid import Grid, rectangles
 from satcompile.sparsity.pattern import Pattern
 
@@ -14,7 +15,7 @@ from satcompile.sparsity.pattern import Pattern
 @st.composite
 def maps(draw: st.DrawFn) -> tuple[Grid, torch.Tensor]:
     rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    grid = Grid((rows, columns), draw(st.integers(1, 12)), draw(st.integers(1, 12)))
+    grid = Grid((rows, columns), draw(st.integers(4, 12)), draw(st.integers(4, 12)))
     flags = draw(
         st.lists(st.booleans(), min_size=grid.down * grid.across, max_size=grid.down * grid.across)
     )
@@ -29,11 +30,31 @@ def covered(grid: Grid, found: list[tuple[int, int, int, int]]) -> torch.Tensor:
     return counts
 
 
-@given(maps())
-def test_rectangles_cover_what_is_active_once(case: tuple[Grid, torch.Tensor]) -> None:
+@given(maps(), st.sampled_from([0, 1024]))
+def test_rectangles_cover_what_is_active_once(
+    case: tuple[Grid, torch.Tensor], most_tiles: int
+) -> None:
     grid, active = case
-    counts = covered(grid, rectangles(grid, active))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grids, "_MOST_TILES", most_tiles)
+        counts = covered(grid, rectangles(grid, active))
     assert torch.equal(counts, grid.element_mask(active).long())
+
+
+@given(maps())
+def test_the_largest_rectangle_comes_first(case: tuple[Grid, torch.Tensor]) -> None:
+    grid, active = case
+    grid = Grid((grid.down, grid.across), 1, 1)
+    largest = 0
+    for top in range(grid.down):
+        for left in range(grid.across):
+            for bottom in range(top + 1, grid.down + 1):
+                for right in range(left + 1, grid.across + 1):
+                    if active[top:bottom, left:right].all():
+                        largest = max(largest, (bottom - top) * (right - left))
+    areas = [(b - t) * (r - le) for t, b, le, r in rectangles(grid, active)]
+    assert areas == sorted(areas, reverse=True)
+    assert (areas or [0])[0] == largest
 
 
 @given(maps())
