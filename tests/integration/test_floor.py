@@ -75,7 +75,8 @@ def test_what_helps_follows_what_weighs_most() -> None:
     assert "reserve" not in str(refused(model, inputs)).rpartition("Raise")[2]
 
 
-@pytest.mark.parametrize("above", [1.0, pytest.param(1.01, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("above", [1.0, 1.01])
 def test_at_the_floor_it_trains_within(gpt2: Any, above: float) -> None:
     model, inputs, error = gpt2
     budget_bytes = int(error.floor_bytes * above)

@@ -73,7 +73,12 @@ def _check(name: str, dtype: torch.dtype, tolerance: float, context: Any) -> Non
         assert graph.default_peak_bytes == pytest.approx(default_bytes, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ZOO)
+_LONG = ("resnet", "bert")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in _LONG else n for n in ZOO]
+)
 def test_float64_gradients_and_peaks(name: str) -> None:
     tolerance = FLOAT32_INSIDE.get(name, TOLERANCE[torch.float64])
     _check(name, torch.float64, tolerance, contextlib.nullcontext)

@@ -251,6 +251,7 @@ def test_state_dict_checkpoint_and_resume() -> None:
     torch.testing.assert_close(train(3), uninterrupted, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_fifty_steps_follow_the_default_backend() -> None:
     model, inputs = build("gpt2")
     losses = {}
