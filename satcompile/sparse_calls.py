@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from satcompile.compilation import Planned
 from satcompile.errors import UnsupportedError
 from satcompile.inductor import Attempt
+from satcompile.optimizers.fused import FusedOptimizer
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.residency import live_optimizers
 from satcompile.sparsity import masks, population
@@ -52,6 +55,7 @@ def _joined(attempt: Attempt, args: Sequence[Any]) -> dict[int, masks.Bound]:
         if settings.is_forward_sparse and not tiled.has_sparse_forward:
             mask.keep_forward_dense()
         bound[slot] = masks.Bound(parameter, mask)
+    _watch_other_optimizers()
     population.note_data_parallel([each.mask for each in bound.values()])
     return bound
 
@@ -69,6 +73,26 @@ def _not_fused(name: str, parameter: torch.Tensor) -> UnsupportedError:
         f"The parameter {name!r} of shape {tuple(parameter.shape)} {held}. One that is not to be "
         "trained at all: requires_grad_(False)."
     )
+
+
+@cache
+def _watch_other_optimizers() -> None:
+    """From now on, no optimizer that is not fused may step what is partly frozen: a fused one may
+    still be alive, so that looking for its like in the forward is not enough."""
+    register_optimizer_step_pre_hook(_refuse_to_move_frozen)
+
+
+def _refuse_to_move_frozen(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if isinstance(optimizer, FusedOptimizer):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if masks.tiles_of(parameter) is not None:
+                raise UnsupportedError(
+                    f"{type(optimizer).__name__}.step() would move frozen tiles of a parameter of shape "
+                    f"{tuple(parameter.shape)}, by momentum and weight decay. Call "
+                    "satcompile.fuse_optimizer(optimizer) on it. Nothing was changed."
+                )
 
 
 def _warn_of_dense_uses(attempt: Attempt, args: Sequence[Any]) -> None:

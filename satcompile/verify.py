@@ -56,9 +56,8 @@ class Numbering:
         if isinstance(value, fx.Node):
             return ("value", numbers[value])
         if isinstance(value, (tuple, list)):
-            kind = (
-                "tuple" if isinstance(value, tuple) else "list"
-            )  # FX has its own, immutable lists
+            # By kind, not by class: arguments of a node are lists of FX's own.
+            kind = "tuple" if isinstance(value, tuple) else "list"
             return (kind, *(self.argument(v, numbers) for v in value))
         if isinstance(value, slice):
             parts = (value.start, value.stop, value.step)

@@ -47,6 +47,7 @@ class Mask:
 
     def set(self, trained: torch.Tensor, forward: torch.Tensor | None) -> None:
         """Maps of bool; ``forward`` lies within ``trained``."""
+        self._incoming = None
         self.trained = Pattern(self.grid, trained.clone())
         if forward is not None and not self._is_forward_dense:
             self.forward = Pattern(self.grid, forward.clone())

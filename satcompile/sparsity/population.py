@@ -101,7 +101,7 @@ class Population:
             for number, (_, mask) in enumerate(self.members()):
                 mask.score = random_scores(mask.grid, hash((self.step, number)) & 0x7FFFFFFF)
             return
-        found = [(mask, mask.take_incoming(parameter)) for parameter, mask in self.members()]
+        found = [(mask, self._incoming(parameter, mask)) for parameter, mask in self.members()]
         scored = [(mask, scores) for mask, scores in found if scores is not None]
         if not scored:
             return
@@ -113,6 +113,14 @@ class Population:
         for (mask, _), scores in zip(scored, maps, strict=True):
             share = scores / total
             mask.score = share if mask.score is None else keep * mask.score + (1 - keep) * share
+
+    def _incoming(self, parameter: torch.Tensor, mask: Mask) -> torch.Tensor | None:
+        """A weight's scores. Among replicas there are some for each weight: all processes must come
+        to the sum with the same weights, also those in which one was not used."""
+        scores = mask.take_incoming(parameter)
+        if scores is None and self._group is not None:
+            return torch.zeros(mask.grid.down, mask.grid.across, device=parameter.device)
+        return scores
 
     def _summed(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """In float64 on the CPU; over all processes that train replicas."""

@@ -142,12 +142,28 @@ def test_data_parallel_processes_update_by_the_mean_and_fsdp2_is_refused(tmp_pat
             torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+def _lose_scores_of_first_weight() -> None:
+    from satcompile.sparsity.masks import Mask
+
+    original = Mask.take_incoming
+    chosen: list[Mask] = []
+
+    def take(self: Mask, weight: torch.Tensor) -> torch.Tensor | None:
+        found = original(self, weight)
+        chosen.append(self)
+        return None if self is chosen[0] else found
+
+    Mask.take_incoming = take  # type: ignore[method-assign]
+
+
 def _sparsify_on_one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = Net().double()
     parallel = nn.parallel.DistributedDataParallel(model)
     optimizer = satcompile.fuse_optimizer(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    if rank:  # one process that has no scores for a weight must not keep the other waiting
+        _lose_scores_of_first_weight()
     sparsity = {"density": 0.3, "block": 4, "interval": 2}
     compiled = torch.compile(parallel, backend="sat", options={"sparsity": sparsity})
     torch.manual_seed(rank)

@@ -397,6 +397,22 @@ def test_without_a_fused_optimizer_nothing_runs() -> None:
     assert satcompile.sparsity_state(compiled).step == 1
 
 
+def test_another_optimizer_may_not_step_what_is_frozen() -> None:
+    trained = Trained(Mlp().double(), {"density": 0.3})
+    trained.step(*vectors())
+    other = torch.optim.AdamW(trained.model.parameters())  # and the fused one is still alive
+    trained.backward(*vectors())
+    before = trained.snapshot()
+    with pytest.raises(
+        satcompile.UnsupportedError, match=r"AdamW.step\(\) would move frozen tiles"
+    ):
+        other.step()
+    for name, tensors in trained.snapshot().items():
+        assert all(torch.equal(a, b) for a, b in zip(tensors, before[name], strict=True))
+    trained.end_step()
+    torch.optim.AdamW(Mlp().parameters()).step()  # of no concern
+
+
 def test_one_parameter_is_cut_in_one_way() -> None:
     trained = Trained(Mlp().double(), {"density": 0.3})
     [x] = vectors()
