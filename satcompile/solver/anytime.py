@@ -1,0 +1,259 @@
+"""Schedules within a budget: a proof from one side, a search from the other, at the same time.
+
+From below, relaxations that look at memory in few moments (``residency``), of which more are added
+where the decoded solution is over the budget. From above, annealing over exact replays
+(``annealing``), which also starts from what the relaxations suggest. Neither waits for the other:
+HiGHS and the compiled search each keep one processor busy. Where the first relaxations already
+decode into something that fits, nothing else is started.
+
+Not optimal where time runs out: the schedule is valid and its gap to the bound is what is known.
+Chains with equal costs have closed forms (Griewank and Walther's Revolve, ACM TOMS 2000) and chains
+with any costs a dynamic program (rotor, Beaumont et al., 2019); neither is used here, tests compare
+with the first.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from satcompile.solver.floors import floor_bytes
+from satcompile.solver.problem import Infeasible, Problem, loads
+from satcompile.solver.residency import Moment, Residency
+from satcompile.solver.schedule import Schedule, sequence_of
+
+TOLERANCE = 1e-4  # of the total time: a gap up to this counts as proven
+_DEFAULT_LIMIT_S = 60.0
+_NEW_MOMENTS = 4  # a round
+_SHARE_OF_REST = 0.4  # of the time that is left, for one relaxation
+_CHUNK_S = 0.4  # of annealing, after which it looks around
+_STRENGTHENED = 20_000  # columns up to which a relaxation gets more rows
+
+ANY = "any schedule with this order of first computations"
+IN_ORDER = (
+    "schedules with this order of first computations that between two of them recompute in node "
+    "order, each node at most once (Checkmate's class)"
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands.
+
+    Attributes:
+        time_s: since it began.
+        extra_time: of the best schedule; infinite while there is none.
+        bound_extra_time: proven least.
+    """
+
+    time_s: float
+    extra_time: float
+    bound_extra_time: float
+
+
+def solve(
+    problem: Problem,
+    budget_bytes: int,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    *,
+    free_order: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Schedule:
+    """The schedule of least time within a budget, or the best found in the time given.
+
+    Args:
+        problem: nodes in the order of their first computation.
+        budget_bytes: for the results of nodes; ``problem.fixed_bytes`` are not counted.
+        time_limit_s: 60 s where None. A few tenths of a second may come on top, and in a new
+            installation the time to compile the search, once.
+        seed: of the search. How far it gets depends on the machine all the same.
+        free_order: first computations may change their order, as far as edges allow. The bound is
+            then zero, as none is known.
+        progress: called a few times a second, from another thread too.
+
+    Raises:
+        Infeasible: no schedule within the budget was found; ``.proven`` says whether none exists.
+        ValueError: the budget is not a whole number from 0 on.
+    """
+    if isinstance(budget_bytes, bool) or budget_bytes != int(budget_bytes) or budget_bytes < 0:
+        raise ValueError(f"a budget is a whole number of bytes from 0 on, not {budget_bytes!r}")
+    if free_order:
+        from satcompile.solver.reorder import reordered
+
+        return reordered(problem, int(budget_bytes), time_limit_s or _DEFAULT_LIMIT_S, seed)
+    race = _Race(problem, int(budget_bytes), time_limit_s or _DEFAULT_LIMIT_S, seed, progress)
+    return race.run()
+
+
+@dataclass
+class _Race:
+    """One call of ``solve``: what both sides know."""
+
+    problem: Problem
+    budget_bytes: int
+    limit_s: float
+    seed: int
+    progress: Callable[[Progress], None] | None
+    keys: list[Moment] | None = None
+    extra: float = math.inf
+    bounds: dict[str, float] = field(default_factory=lambda: {ANY: 0.0, IN_ORDER: 0.0})
+    started: float = field(default_factory=time.monotonic)
+    lowest_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _ideas: list[list[Moment]] = field(default_factory=list)
+
+    def run(self) -> Schedule:
+        problem = self.problem
+        self.lowest_bytes = problem.peak_bytes
+        if problem.peak_bytes <= self.budget_bytes:
+            self.offer([])
+            return self._schedule()
+        if self.budget_bytes < _around(problem):
+            raise Infeasible(self.budget_bytes, floor_bytes(problem), problem.peak_bytes)
+        moments = self._first_moments()
+        if not self._relax(moments, self.limit_s):
+            search = threading.Thread(target=self._search, name="annealing", daemon=True)
+            search.start()
+            try:
+                self._prove(moments)
+                while not self.is_over:
+                    time.sleep(0.02)
+            finally:
+                self._over.set()
+                search.join()
+        if self.keys is None:
+            raise Infeasible(self.budget_bytes, floor_bytes(problem), self.lowest_bytes)
+        return self._schedule()
+
+    def _schedule(self) -> Schedule:
+        assert self.keys is not None
+        kind = ANY if self.bounds[ANY] >= self.bounds[IN_ORDER] else IN_ORDER
+        return Schedule(
+            self.problem,
+            self.budget_bytes,
+            sequence_of(self.problem, self.keys),
+            min(self.bounds[kind], self.extra),
+            kind,
+            self.is_proven,
+            self.elapsed_s,
+        )
+
+    # -- what is known ---------------------------------------------------------------------
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def is_proven(self) -> bool:
+        return self.extra - self._bound <= TOLERANCE * (self.problem.total_time or 1.0)
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set() or self.is_proven or self.elapsed_s >= self.limit_s
+
+    @property
+    def _bound(self) -> float:
+        return max(self.bounds.values())
+
+    def offer(self, keys: list[Moment]) -> bool:
+        """A plan; whether it fits. It becomes the best if it takes less time."""
+        peak = max(loads(self.problem, sequence_of(self.problem, keys)))
+        extra = math.fsum(self.problem.times[node] for _, node in keys)
+        with self._lock:
+            self.lowest_bytes = min(self.lowest_bytes, peak)
+            if peak <= self.budget_bytes and extra < self.extra:
+                self.keys, self.extra = keys, extra
+        self._tell()
+        return peak <= self.budget_bytes
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(Progress(self.elapsed_s, self.extra, self._bound))
+
+    # -- from below ------------------------------------------------------------------------
+
+    def _first_moments(self) -> set[Moment]:
+        found = loads(self.problem, range(len(self.problem)))
+        highest = max(range(len(found)), key=found.__getitem__)
+        return {(highest, highest)}
+
+    def _prove(self, moments: set[Moment]) -> None:
+        while not self.is_over:
+            left_s = self.limit_s - self.elapsed_s
+            if self._relax(moments, max(2.0, left_s * _SHARE_OF_REST)):
+                return
+
+    def _relax(self, moments: set[Moment], limit_s: float) -> bool:
+        """Solve one relaxation and add moments where its solution is over the budget; whether
+        there is nothing more to learn this way."""
+        model = Residency(self.problem, self.budget_bytes, moments, strengthen=False)
+        if model.num_columns * 1.5 < _STRENGTHENED:
+            model = Residency(self.problem, self.budget_bytes, moments)
+        found = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
+        kind = ANY if all(stage == node for stage, node in moments) else IN_ORDER
+        if found.bound == math.inf:
+            return True  # nothing to be had in this class: the search may still find another
+        self.bounds[kind] = max(self.bounds[kind], found.bound)
+        self._tell()
+        if found.keys is None:
+            return True
+        if self.offer(found.keys):
+            return found.optimal
+        self._ideas.append(found.keys)
+        new = self._short(found.keys, moments)
+        moments |= new
+        return not new
+
+    def _short(self, keys: list[Moment], moments: set[Moment]) -> set[Moment]:
+        """Steps at which a plan is the furthest over the budget, or their neighbours."""
+        sequence = sequence_of(self.problem, keys)
+        steps = _steps(len(self.problem), keys)
+        over = [
+            (num_bytes, step)
+            for num_bytes, step in zip(loads(self.problem, sequence), steps, strict=True)
+            if num_bytes > self.budget_bytes
+        ]
+        new: set[Moment] = set()
+        for _, (stage, node) in sorted(over, reverse=True):
+            wanted = {(stage, node), (stage, stage)}
+            if stage != node:
+                wanted.add((stage - 1, stage - 1))
+            if wanted <= moments | new:
+                wanted = {(stage - 1, stage - 1), (stage + 1, stage + 1)}
+            new |= {m for m in wanted if 0 <= m[0] < len(self.problem)} - moments
+            if len(new) >= _NEW_MOMENTS:
+                break
+        return new
+
+    # -- from above ------------------------------------------------------------------------
+
+    def _search(self) -> None:
+        from satcompile.solver.rounds import Rounds  # numba takes a second to import
+
+        rounds = Rounds(self.problem, self.budget_bytes, self.seed)
+        while not self.is_over:
+            idea = self._ideas.pop() if self._ideas else None
+            keys = rounds.run(_CHUNK_S, idea)
+            if keys is not None:
+                self.offer(keys)
+            else:
+                self.lowest_bytes = min(self.lowest_bytes, rounds.lowest_bytes)
+            self._tell()
+
+
+def _steps(count: int, keys: Iterable[Moment]) -> list[Moment]:
+    return sorted([*keys, *((stage, stage) for stage in range(count))])
+
+
+def _around(problem: Problem) -> int:
+    """The most bytes that a node has around it: less than a floor, and found at once."""
+    sizes = problem.num_bytes
+    return max(
+        sizes[node] + sum(sizes[i] for i in inputs) for node, inputs in enumerate(problem.inputs)
+    )

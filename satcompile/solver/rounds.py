@@ -1,0 +1,105 @@
+"""The order of annealing rounds: from nothing, from the best so far, from what others suggest.
+
+Long rounds that begin hot find plans of other shapes; short ones that begin cooler finish what is
+there. Where the first rounds find nothing that fits, time does not count for one round, and what
+that finds is where the next begin.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from satcompile.solver.annealing import Annealing
+from satcompile.solver.problem import Problem
+from satcompile.solver.residency import Moment
+from satcompile.solver.tape import Longs, plain_tape
+
+# What a round starts from, its first temperature in percent of the total time, and its length in
+# seconds at first; later rounds are longer.
+_FROM_NOTHING, _FROM_BEST = "nothing", "best"
+_ROUNDS = (
+    (_FROM_NOTHING, 0.3, 2.0),
+    (_FROM_BEST, 0.1, 1.0),
+    (_FROM_NOTHING, 1.0, 4.0),
+    (_FROM_BEST, 0.3, 2.0),
+    (_FROM_BEST, 0.05, 1.0),
+)
+_LONGER = 1.3  # after each time through
+_COLD = 0.002
+_IDEA_HOT, _IDEA_S = 0.05, 1.0
+_TIME_FREE = 1e-6  # what time counts where only memory matters
+_TRIAL = 2_000  # iterations, to see how fast they are
+
+
+class Rounds:
+    """Annealing on one problem, a piece at a time.
+
+    Attributes:
+        lowest_bytes: peak of the lowest plan met at the end of a round.
+    """
+
+    def __init__(self, problem: Problem, budget_bytes: int, seed: int) -> None:
+        self._tape = plain_tape(problem.times, problem.num_bytes, problem.inputs)
+        self._nodes = len(problem)
+        self._unit = (problem.total_time or 1.0) / 100
+        self._budget_bytes, self._seed = budget_bytes, seed
+        self._annealing = Annealing(self._tape, budget_bytes, self._unit, seed)
+        self._nothing: Longs = np.zeros(0, np.int64)
+        self._annealing.start(self._nothing, price=1.0)
+        started = time.perf_counter()
+        self._annealing.run(_TRIAL // 10, _COLD, _COLD)  # compiled now, if it was not
+        started = time.perf_counter()
+        self._annealing.run(_TRIAL, 0.3, 0.1)
+        self._per_second = _TRIAL / (time.perf_counter() - started)
+        self._number, self._left, self._hot, self._length = 0, 0.0, _COLD, 1.0
+        self._suspended = False
+        self.lowest_bytes = problem.peak_bytes
+
+    def run(self, seconds: float, idea: list[Moment] | None = None) -> list[Moment] | None:
+        """Go on for so long; the best plan so far, None while none fits."""
+        if idea is not None:
+            self._begin(self._keys(idea), _IDEA_HOT, _IDEA_S)
+        elif self._left <= 0:
+            self._next()
+        seconds = min(seconds, self._left)
+        share = seconds / self._length
+        until = self._temperature * (_COLD / self._hot) ** share
+        self._annealing.run(max(1, int(self._per_second * seconds)), self._temperature, until)
+        self._temperature = until
+        self._left -= seconds
+        best = self._annealing.best
+        return (
+            None if best is None else [(int(k) // self._nodes, int(k) % self._nodes) for k in best]
+        )
+
+    def _keys(self, moments: list[Moment]) -> Longs:
+        return np.array(sorted(s * self._nodes + i for s, i in moments), np.int64)
+
+    def _begin(self, keys: Longs, hot: float, length: float) -> None:
+        self._annealing.start(keys, price=1.0)
+        self._hot = self._temperature = hot
+        self._length = self._left = length
+
+    def _next(self) -> None:
+        turn, which = divmod(self._number, len(_ROUNDS))
+        start, hot, length = _ROUNDS[which]
+        self._number += 1
+        best = self._annealing.best
+        if best is None and self._number > 1:
+            best = self._within_budget()
+            start, hot = _FROM_BEST, 1.0
+        if start == _FROM_NOTHING or best is None:
+            self._begin(self._nothing, hot, length * _LONGER**turn)
+        else:
+            self._begin(best, hot, length * _LONGER**turn)
+
+    def _within_budget(self) -> Longs | None:
+        """Keys of a plan that fits, whatever its time; None where a round finds none."""
+        self._seed += 1
+        search = Annealing(self._tape, self._budget_bytes, self._unit / _TIME_FREE, self._seed)
+        search.start(self._nothing, price=1.0)
+        search.run(int(self._per_second), 0.3, 0.001)
+        self.lowest_bytes = min(self.lowest_bytes, search.peak_bytes)
+        return search.best
