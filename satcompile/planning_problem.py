@@ -140,8 +140,10 @@ class PlanningProblem:
     def _reduces(self, node: fx.Node) -> bool:
         read = [num_elements(n.meta["val"]) for n in node.all_input_nodes if is_tensor(n)]
         value = node.meta["val"]
-        if not isinstance(value, torch.Tensor) or not read:
+        if not isinstance(value, torch.Tensor):
             return True
+        if not read:  # numbers that kernels make for themselves, like ``full`` and ``iota``
+            return is_random(node)
         return num_elements(value) < max(read)
 
     # -- the choice ----------------------------------------------------------------------

@@ -27,6 +27,8 @@ from satcompile.solver.schedule import Schedule, sequence_of
 
 TOLERANCE = 1e-4  # of the total time: a gap up to this counts as proven
 _DEFAULT_LIMIT_S = 60.0
+_ALONE_S = 0.5  # relaxations come first for so long: easy problems need nothing else
+_ALONE_LIMIT_S = 2.0
 _NEW_MOMENTS = 4  # a round
 _SHARE_OF_REST = 0.4  # of the time that is left, for one relaxation
 _CHUNK_S = 0.4  # of annealing, after which it looks around
@@ -116,11 +118,15 @@ class _Race:
         if self.budget_bytes < _around(problem):
             raise Infeasible(self.budget_bytes, floor_bytes(problem), problem.peak_bytes)
         moments = self._first_moments()
-        if not self._relax(moments, self.limit_s):
+        done = False
+        while not done and not self.is_over and self.elapsed_s < _ALONE_S:
+            done = self._relax(moments, _ALONE_LIMIT_S)
+        if not self.is_over:
             search = threading.Thread(target=self._search, name="annealing", daemon=True)
             search.start()
             try:
-                self._prove(moments)
+                if not done:
+                    self._prove(moments)
                 while not self.is_over:
                     time.sleep(0.02)
             finally:
