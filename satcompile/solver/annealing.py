@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from satcompile.solver.replay import FOREVER, Workspace, compiled, replay, workspace
+from satcompile.solver.replay import FOREVER, compiled, replay, workspace
 from satcompile.solver.tape import Floats, Longs, Tape
 
 _SWEEP = 64  # iterations between changes of the price
@@ -191,7 +191,7 @@ def put_in(keys, count, key):  # type: ignore[no-untyped-def]
             low = middle + 1
         else:
             high = middle
-    if low < count and keys[low] == key or count + 1 >= len(keys):
+    if (low < count and keys[low] == key) or count + 1 >= len(keys):
         return count
     for k in range(count, low, -1):
         keys[k] = keys[k - 1]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from satcompile.solver.floors import floor_bytes
 from satcompile.solver.problem import Infeasible, Problem, loads
-from satcompile.solver.residency import Moment, Residency
+from satcompile.solver.residency import Moment, Relaxed, Residency
 from satcompile.solver.schedule import Schedule, sequence_of
 
 TOLERANCE = 1e-4  # of the total time: a gap up to this counts as proven
@@ -32,7 +32,8 @@ _ALONE_LIMIT_S = 2.0
 _NEW_MOMENTS = 4  # a round
 _SHARE_OF_REST = 0.4  # of the time that is left, for one relaxation
 _CHUNK_S = 0.4  # of annealing, after which it looks around
-_STRENGTHENED = 20_000  # columns up to which a relaxation gets more rows
+_LARGE = 8_000  # columns: above, linear programs first
+_APART = 300  # of so many parts of the problem each gets one new moment a round
 
 ANY = "any schedule with this order of first computations"
 IN_ORDER = (
@@ -108,6 +109,8 @@ class _Race:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
     _ideas: list[list[Moment]] = field(default_factory=list)
+    _linear_bound: float = -1.0
+    _linear_model: Residency | None = None
 
     def run(self) -> Schedule:
         problem = self.problem
@@ -199,22 +202,53 @@ class _Race:
         """Solve one relaxation and add moments where its solution is over the budget; whether
         there is nothing more to learn this way."""
         model = Residency(self.problem, self.budget_bytes, moments, strengthen=False)
-        if model.num_columns * 1.5 < _STRENGTHENED:
-            model = Residency(self.problem, self.budget_bytes, moments)
+        if model.num_columns > _LARGE:
+            return self._relax_linearly(model, moments, limit_s)
+        model = Residency(self.problem, self.budget_bytes, moments)
         found = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
-        kind = ANY if all(stage == node for stage, node in moments) else IN_ORDER
-        if found.bound == math.inf:
-            return True  # nothing to be had in this class: the search may still find another
-        self.bounds[kind] = max(self.bounds[kind], found.bound)
-        self._tell()
+        self._learn(found, moments)
         if found.keys is None:
-            return True
+            return limit_s >= self.limit_s - self.elapsed_s
         if self.offer(found.keys):
             return found.optimal
-        self._ideas.append(found.keys)
-        new = self._short(found.keys, moments)
+        return not self._refine(found.keys, moments)
+
+    def _relax_linearly(self, model: Residency, moments: set[Moment], limit_s: float) -> bool:
+        """The same where whole numbers take too long: by linear programs, until more moments do
+        not raise their bound; then the best of them in whole numbers, once."""
+        found = model.linear(limit_s)
+        self._learn(found, moments)
+        if found.keys is None:
+            return True
+        better = found.bound > self._linear_bound
+        if better:
+            self._linear_bound, self._linear_model = found.bound, model
+        fits = self.offer(found.keys)
+        if not fits and (better or self.keys is None):
+            return not self._refine(found.keys, moments)
+        if self._linear_model is None:
+            return True
+        best, self._linear_model = self._linear_model, None
+        best.fix(self.extra)
+        whole = best.solve(TOLERANCE / 2 * self.problem.total_time, self.limit_s - self.elapsed_s)
+        self._learn(whole, best.moments)
+        if whole.keys is not None and not self.offer(whole.keys):
+            self._ideas.append(whole.keys)
+        return True
+
+    def _learn(self, found: Relaxed, moments: Iterable[Moment]) -> None:
+        kind = ANY if all(stage == node for stage, node in moments) else IN_ORDER
+        if found.bound < math.inf:
+            self.bounds[kind] = max(self.bounds[kind], min(found.bound, self.extra))
+        self._tell()
+
+    def _refine(self, keys: list[Moment], moments: set[Moment]) -> bool:
+        """Hand a plan that is over the budget to the search, and look at memory there from now
+        on; whether that is anywhere new."""
+        self._ideas.append(keys)
+        new = self._short(keys, moments)
         moments |= new
-        return not new
+        return bool(new)
 
     def _short(self, keys: list[Moment], moments: set[Moment]) -> set[Moment]:
         """Steps at which a plan is the furthest over the budget, or their neighbours."""
@@ -226,7 +260,10 @@ class _Race:
             if num_bytes > self.budget_bytes
         ]
         new: set[Moment] = set()
+        apart = len(self.problem) // _APART
         for _, (stage, node) in sorted(over, reverse=True):
+            if apart and any(abs(stage - other) < apart for other, _ in new):
+                continue
             wanted = {(stage, node), (stage, stage)}
             if stage != node:
                 wanted.add((stage - 1, stage - 1))

@@ -35,6 +35,8 @@ from scipy import optimize, sparse
 
 from satcompile.solver.problem import Problem
 
+_PART = 0.01  # of a result: less is not resident
+
 # A step: a stage and the node that is computed in it; of a first computation they are the same.
 Moment = tuple[int, int]
 
@@ -84,6 +86,7 @@ class Residency:
         self._resident: list[dict[int, int]] = []
         self._again: list[dict[int, int]] = []
         self._optional: list[int | None] = []
+        self._reduced: tuple[np.ndarray, np.ndarray, float] | None = None
         self._build(strengthen)
 
     @property
@@ -221,22 +224,70 @@ class Residency:
         )
         return optimize.LinearConstraint(matrix, np.array(self._at_least), np.inf)
 
-    def solve(self, gap: float, time_limit_s: float, whole: bool = True) -> Relaxed:
-        """
+    def _matrix(self) -> sparse.csr_matrix:
+        return sparse.csr_matrix(
+            (self._weights, self._columns, self._row_starts),
+            shape=(len(self._at_least), len(self._costs)),
+        )
+
+    def linear(self, time_limit_s: float) -> Relaxed:
+        """The linear program: a bound, and a schedule that keeps at each moment what is resident
+        in the solution to the largest parts."""
+        outcome = optimize.linprog(
+            self._costs,
+            A_ub=-self._matrix(),
+            b_ub=-np.array(self._at_least),
+            bounds=np.array([self._lower, self._upper]).T,
+            method="highs-ds",
+            options={"time_limit": max(0.05, time_limit_s)},
+        )
+        if outcome.status == 2:
+            return Relaxed(np.inf, None)
+        if outcome.status != 0:
+            return Relaxed(0.0, None)
+        bound = max(0.0, float(outcome.fun) * self._scale)
+        self._reduced = (outcome.x, outcome.lower.marginals, bound)
+        return Relaxed(bound, decode(self.problem, self._rounded(outcome.x)))
+
+    def _rounded(self, solution: np.ndarray) -> dict[int, frozenset[int]]:
+        kept: dict[int, frozenset[int]] = {}
+        sizes = self.problem.num_bytes
+        for (stage, node), resident in zip(self.moments, self._resident, strict=True):
+            if stage != node:
+                continue
+            room, there = self.budget_bytes - sizes[node], set()
+            parts = sorted(resident.items(), key=lambda ic: (-self._lower[ic[1]], -solution[ic[1]]))
+            for i, column in parts:
+                if solution[column] > _PART and sizes[i] <= room:
+                    there.add(i)
+                    room -= sizes[i]
+            kept[stage] = frozenset(there)
+        return kept
+
+    def fix(self, most: float) -> None:
+        """Rule out what no solution below ``most`` can contain, by the linear program's prices."""
+        if self._reduced is None or most == np.inf:
+            return
+        solution, prices, bound = self._reduced
+        spare = (most - bound) / self._scale + 1e-9
+        for column in np.flatnonzero((solution < 1e-9) & (prices > spare)):
+            if self._lower[column] == 0.0:
+                self._upper[column] = 0.0
+
+    def solve(self, gap: float, time_limit_s: float) -> Relaxed:
+        """The program in whole numbers.
+
         Args:
             gap: how far from the least cost a solution may be, in the problem's time.
-            whole: False for the linear program, which has a bound and no schedule.
         """
         # A column fixed at one makes HiGHS's gap, relative to the objective, an absolute one.
         constant = 1.0
         costs = np.array([*self._costs, constant])
-        matrix = sparse.csr_matrix(
-            (self._weights, self._columns, self._row_starts),
-            shape=(len(self._at_least), len(costs)),
-        )
+        matrix = self._matrix()
+        matrix.resize((matrix.shape[0], len(costs)))
         outcome = optimize.milp(
             costs,
-            integrality=np.full(len(costs), int(whole)),
+            integrality=np.ones(len(costs)),
             bounds=optimize.Bounds(np.array([*self._lower, 1.0]), np.array([*self._upper, 1.0])),
             constraints=optimize.LinearConstraint(matrix, np.array(self._at_least), np.inf),
             options={
@@ -246,9 +297,9 @@ class Residency:
         )
         if outcome.status == 2:
             return Relaxed(np.inf, None)
-        proven = outcome.mip_dual_bound if whole else (outcome.fun if outcome.status == 0 else None)
+        proven = outcome.mip_dual_bound
         bound = 0.0 if proven is None else max(0.0, (float(proven) - constant) * self._scale)
-        if outcome.x is None or not whole:
+        if outcome.x is None:
             return Relaxed(bound, None)
         return Relaxed(bound, self._decoded(outcome.x), optimal=outcome.status == 0)
 
