@@ -141,7 +141,9 @@ class _Growth:
             assert use.rows is not None
             for user in node.users:
                 if user.op == "output":
-                    raise NotByRows(f"{node.name}, as large as the logits, is a result of the graph")
+                    raise NotByRows(
+                        f"{node.name}, as large as the logits, is a result of the graph"
+                    )
                 self.add(use_of_operand(user, node, use.rows))
         for operand, rows in use.operands.items():
             if rows is not None and operand.op == "call_function" and self._has_many(operand):

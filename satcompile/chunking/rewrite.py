@@ -79,7 +79,10 @@ class _Writer:
         nodes = list(self.module.graph.nodes)
         position = {node: index for index, node in enumerate(nodes)}
         stages, keys = self.region.stages, {}
-        reads: dict[Any, set[Any]] = {n: set() for n in nodes if n not in stages} | {0: set(), 1: {0}}
+        reads: dict[Any, set[Any]] = {n: set() for n in nodes if n not in stages} | {
+            0: set(),
+            1: {0},
+        }
         for node in nodes:
             item = stages.get(node, node)
             reads[item] |= {stages.get(a, a) for a in node.all_input_nodes} - {item}

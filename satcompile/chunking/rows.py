@@ -217,7 +217,9 @@ class _Permute:
 
     @staticmethod
     def _check(order: Sequence[int], start: int, rows: Rows) -> None:
-        if list(order[start : start + rows.stop - rows.start]) != list(range(rows.start, rows.stop)):
+        if list(order[start : start + rows.stop - rows.start]) != list(
+            range(rows.start, rows.stop)
+        ):
             raise NotByRows("tokens change their order")
 
     def emit(self, use: Use, chunk: Chunk) -> fx.Node:
@@ -277,7 +279,7 @@ class _Reduce:
         if node.target is aten.sum.default:
             return chunk.call(node.target, chunk.of(operand), **kwargs)
         dims = list(dict.fromkeys(_in_chunk(rows, d) for d in _reduced(node)))
-        given = dims[0] if node.target is aten.argmax.default else dims
+        given = dims[0] if node.target in _ONE_DIMENSION else dims
         return chunk.call(node.target, chunk.of(operand), given, _keeps(node), **kwargs)
 
 
@@ -316,7 +318,10 @@ class _Gather:
             raise NotByRows(f"{node.name} ({node.target}) moves values between tokens")
         for operand in node.all_input_nodes:
             own = shape_of(operand)
-            if len(own) != len(shape) or own[rows.start : rows.stop] != shape[rows.start : rows.stop]:
+            if (
+                len(own) != len(shape)
+                or own[rows.start : rows.stop] != shape[rows.start : rows.stop]
+            ):
                 raise NotByRows(f"{operand.name} speaks of some of the tokens")
             demands.add(operand, rows)
         return demands.found
@@ -415,9 +420,7 @@ class _Slice:
         ]
         taken = chunk.call(node.target, *apart, rows.start + 1, *rest, **node.kwargs)
         if not taken.meta["val"].is_contiguous():
-            taken = chunk.call(
-                aten.clone.default, taken, memory_format=torch.contiguous_format
-            )
+            taken = chunk.call(aten.clone.default, taken, memory_format=torch.contiguous_format)
         return chunk.call(aten.view.default, taken, list(chunk.shape(node)))
 
     @staticmethod
@@ -436,6 +439,8 @@ class _Slice:
             raise NotByRows(f"{node.name} names its dimension")
         return int(dim) % len(shape_of(node))  # type: ignore[arg-type]
 
+
+_ONE_DIMENSION = (aten.argmax.default, aten.any.dim)
 
 Rule = _Pointwise | _Expand | _View | _Permute | _Reduce | _Gather | _Full | _Product | _Slice
 
@@ -459,7 +464,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (
             aten.amax.default, aten.amin.default, aten.mean.dim, aten.argmax.default,
-            aten.logsumexp.default,
+            aten.logsumexp.default, aten.any.dim, aten.any.dims,
         ),
         _Reduce(),
     ),
