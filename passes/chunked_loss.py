@@ -29,7 +29,7 @@ from satcompile.chunking.rewrite import even_chunks, in_chunks
 from satcompile.chunking.rows import NotByRows
 from satcompile.training_graph import TrainingGraph, is_tensor, storage_bytes
 
-_FEWEST, _MOST = 2, 32
+_FEWEST, _MOST = 2, 16
 _PER_STORAGE = 2  # chunks' logits in the largest other storage: several of their size are alive
 _ROWS = 64  # chunks are of whole tiles of a matrix product, where there are enough tokens
 _MATTERS = 0.1  # of the peak

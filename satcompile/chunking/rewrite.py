@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from satcompile.chunking.operators import ADD_SHARE
 from satcompile.chunking.region import CHUNK_OF, Region
 from satcompile.chunking.rows import NotByRows, Rows, Shape, Use, emit, shape_of
 from satcompile.torch_compat import fake_mode_of
@@ -99,9 +100,10 @@ class _Writer:
         sums: dict[fx.Node, fx.Node] = {}
         for number in range(len(self.chunks)):
             for use in uses:
-                part = self._part(use, number)
                 if use.rows is None:
-                    sums[use.node] = self._added(use.node, sums.get(use.node), part)
+                    sums[use.node] = self._added(use, number, sums.get(use.node))
+                else:
+                    self.parts[number][use.node] = self._part(use, number)
         for use in uses:
             if use.rows is None:
                 self._give_sum(use.node, sums[use.node])
@@ -120,13 +122,22 @@ class _Writer:
             same = same and found.numel() == wanted.numel()
         if not same:
             raise NotByRows(f"a chunk of {use.node.name} is {found}, the whole {wanted}")
-        self.parts[number][use.node] = part
         return part
 
-    def _added(self, node: fx.Node, total: fx.Node | None, part: fx.Node) -> fx.Node:
-        if part.meta["val"].dtype in _HALF:
-            part = self.call(node, prims.convert_element_type.default, part, torch.float32)
-        return part if total is None else self.call(node, aten.add.Tensor, total, part)
+    def _added(self, use: Use, number: int, total: fx.Node | None) -> fx.Node:
+        """The sum with one more share. A product is added where it is made: see ``operators``."""
+        node, is_half = use.node, use.node.meta["val"].dtype in _HALF
+        is_product = node.target is aten.mm.default
+        if is_product and total is not None and not is_half:
+            chunk = _Chunk(self, use, number)
+            factors = [chunk.of(factor) for factor in node.all_input_nodes]
+            return self.call(node, aten.addmm.default, total, *factors)
+        share = self._part(use, number)
+        if is_product and total is not None:
+            return self.call(node, ADD_SHARE, total, share)
+        if is_half:
+            share = self.call(node, prims.convert_element_type.default, share, torch.float32)
+        return share if total is None else self.call(node, aten.add.Tensor, total, share)
 
     def _give_sum(self, node: fx.Node, total: fx.Node) -> None:
         wanted = node.meta["val"]

@@ -64,18 +64,23 @@ def joint(model: torch.nn.Module, inputs: Sequence[Any]) -> TrainingGraph:
     return capture(model, *inputs)
 
 
-def arguments(graph: TrainingGraph) -> list[torch.Tensor]:
-    """Numbers for a joint graph's inputs; integers are tokens."""
+def values(graph: TrainingGraph) -> list[torch.Tensor]:
+    """Numbers for a joint graph's inputs, of which the integers are tokens and targets."""
+    tokens, targets = data_like(graph)
     torch.manual_seed(1)
-    return [_like(node.meta["val"]) for node in graph.inputs]
+    integers = iter((tokens, targets))
+    return [
+        torch.randn(tuple(value.shape), dtype=value.dtype)
+        if value.dtype.is_floating_point
+        else next(integers)
+        for value in (node.meta["val"] for node in graph.inputs)
+    ]
 
 
-def _like(value: torch.Tensor) -> torch.Tensor:
-    shape = tuple(value.shape)
-    if value.dtype.is_floating_point:
-        return torch.randn(shape, dtype=value.dtype)
-    found = torch.randint(0, VOCABULARY, shape)
-    return found.masked_fill(torch.rand(shape) < 0.2, IGNORED) if shape == () else found
+def data_like(graph: TrainingGraph) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = next(n.meta["val"].shape for n in graph.inputs if n.meta["val"].dtype == torch.int64)
+    torch.manual_seed(2)
+    return data(*shape)
 
 
 def results(module: fx.GraphModule, given: Sequence[torch.Tensor]) -> list[Any]:
