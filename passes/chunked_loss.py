@@ -10,8 +10,9 @@ gradient that comes in, unlike in losses that compute their gradient in the forw
 Hsu et al., 2024; cut cross-entropy, Wijmans et al., 2024; Inductor's own ``auto_chunker``).
 
 What it leaves alone, each with the reason in the report: logits that are returned, or that some
-operator reads for which there is no rule (``satcompile.chunking.rows``); losses that need all
-tokens at once; symbolic numbers of tokens; logits that are not larger than the rest.
+operator reads for which there is no rule (``satcompile.chunking.rows``; those of sparse training
+among them); losses that need all tokens at once; symbolic numbers of tokens; logits that are not
+larger than the rest.
 
 It is not the least memory: of a weight's gradient two are alive when a chunk's share is added.
 """
@@ -79,7 +80,7 @@ class ChunkedLoss:
             changed = TrainingGraph(module, graph.num_forward_outputs, graph.static_inputs)
             said.append(f"{_described(head)} in {len(chunks)} chunks")
         if changed is graph and not said:
-            said.append("no product is much larger than its factors")
+            said.append("no dense product is much larger than its factors")
         return Chunked(None if changed is graph else changed, "; ".join(said))
 
     def _chunks(self, graph: TrainingGraph, region: Region) -> list[range]:

@@ -215,7 +215,8 @@ class Attempt:
             default_within_bytes=self.default_within_bytes,
             default_saved=self.default_saved,
         )
-        self.outcome = pipeline.run(self.problem, recompute, sparse_passes, self._may_chunk)
+        may_chunk = ChunkedLoss.name not in self.options.disable_passes
+        self.outcome = pipeline.run(self.problem, recompute, sparse_passes, may_chunk)
         if self.outcome.problem is not self.problem:
             self.problem = self.outcome.problem
             self.fused_update = self._fused_update(self.problem.graph)
@@ -224,12 +225,6 @@ class Attempt:
         self._outputs = _output_names(parts.forward)
         self.transient_outputs = graph.transient_outputs
         return parts.forward, parts.backward
-
-    @property
-    def _may_chunk(self) -> bool:
-        """Whether the vocabulary may be computed in chunks. Not where weights are trained in
-        tiles: which tiles a sum over chunks skips is not known to it."""
-        return self.sparse is None and ChunkedLoss.name not in self.options.disable_passes
 
     def _sparsified(
         self, graph: TrainingGraph
