@@ -94,7 +94,7 @@ def floor_bytes(model: torch.nn.Module, inputs: Inputs, whole: bool) -> int:
 
 
 def resident_bytes(model: torch.nn.Module, inputs: Inputs) -> int:
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers(), *inputs.values())}
+    tensors = {id(t): t for t in (*model.parameters(), *inputs.values())}
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -58,6 +58,7 @@ class _Writer:
     graph: fx.Graph = field(default_factory=fx.Graph)
     whole: dict[fx.Node, fx.Node] = field(default_factory=dict)
     _flat: dict[tuple[fx.Node, Rows], fx.Node] = field(default_factory=dict)
+    _taken: dict[tuple[fx.Node, Rows], set[tuple[int, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.fake_mode = fake_mode_of(self.region.amplifier.meta["val"])
@@ -69,6 +70,8 @@ class _Writer:
                 self._write_stage(item)
             elif item not in self.whole:
                 self.whole[item] = self.graph.node_copy(item, self.whole.__getitem__)
+        for (operand, rows), taken in self._taken.items():
+            _check_slices(operand, sorted(taken), rows.count(shape_of(operand)))
         made = fx.GraphModule(self.module, self.graph)
         made.meta = dict(self.module.meta)
         made.graph.lint()
@@ -170,6 +173,7 @@ class _Writer:
             self._flat[operand, rows] = self._flattened(node, operand, rows)
         chunk, per_unit = self.chunks[number], rows.count(shape_of(operand)) // self.region.units
         start, stop = chunk.start * per_unit, chunk.stop * per_unit
+        self._taken.setdefault((operand, rows), set()).add((start, stop))
         return self.call(
             node, aten.slice.Tensor, self._flat[operand, rows], rows.start, start, stop
         )
@@ -196,6 +200,13 @@ class _Writer:
         made.meta = {k: v for k, v in origin.meta.items() if k not in _STALE}
         made.meta |= {"val": value, CHUNK_OF: origin.name}
         return made
+
+
+def _check_slices(operand: fx.Node, taken: Sequence[tuple[int, int]], count: int) -> None:
+    """What the region takes, it takes all of, each row once."""
+    ends = [0, *(stop for _, stop in taken)]
+    if [start for start, _ in taken] != ends[:-1] or ends[-1] != count:
+        raise NotByRows(f"the slices {list(taken)} of {operand.name} are not its {count} rows")
 
 
 def _sorted(reads: dict[Any, set[Any]], keys: dict[Any, tuple[int, int]]) -> list[Any]:

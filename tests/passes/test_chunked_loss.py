@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from satcompile.passes.chunked_loss import ChunkedLoss
 from torch import fx
 
@@ -120,6 +122,43 @@ def test_nothing_has_the_logits_size_any_more(name: str) -> None:
     graph = joint(HEADS[name](), data())
     assert largest(graph) >= TOKENS * (VOCABULARY - 7) * 8 // 9
     assert largest(chunked(graph, 4)) <= TOKENS * VOCABULARY // 4
+
+
+_STEPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cap": lambda z: 5 * torch.tanh(z / 5),
+    "scale each word": lambda z: z * torch.linspace(0.5, 1, z.shape[-1], dtype=z.dtype),
+    "scale each token": lambda z: z / z.detach().abs().amax(-1, keepdim=True),
+    "center": lambda z: z - z.mean(-1, keepdim=True),
+    "normalize": lambda z: z.log_softmax(-1),
+    "rectify": lambda z: torch.where(z > 0, z, 0.1 * z),
+    "fewer words": lambda z: z[..., :-3],
+    "flat and back": lambda z: z.reshape(-1, z.shape[-1]).view_as(z) + 1,
+    "turned": lambda z: (z.flatten(0, 1).t() * 2).t().view_as(z),
+}
+_LOSSES: dict[str, Loss] = {
+    "cross entropy": lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten()),
+    "smooth": lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten(), label_smoothing=0.2),
+    "of rows": lambda z, y: (torch.logsumexp(z, -1) ** 2).mean() + z.amax(-1).sum() / 50,
+    "next word": lambda z, y: F.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten()),
+}
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    steps=st.lists(st.sampled_from(sorted(_STEPS)), max_size=4),
+    loss=st.sampled_from(sorted(_LOSSES)),
+    chunks=st.integers(2, 6),
+    tied=st.booleans(),
+)
+def test_any_loss_of_rows(steps: list[str], loss: str, chunks: int, tied: bool) -> None:
+    def whole(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        for step in steps:
+            logits = _STEPS[step](logits)
+        return _LOSSES[loss](logits, targets.clamp(max=VOCABULARY - 13))
+
+    torch.compiler.reset()
+    graph = joint(Head(whole, tied=tied), data())
+    assert_same(chunked(graph, chunks), graph, values(graph))
 
 
 def test_the_last_chunk_may_be_smaller() -> None:
@@ -278,6 +317,15 @@ def test_small_logits_stay_whole() -> None:
     assert "small beside the peak" in ChunkedLoss(10**9).run(graph).description
     few = joint(Head(cross_entropy()), data(2, 3))  # fewer tokens than hidden numbers
     assert "not larger than the rest" in ChunkedLoss(0).run(few).description
+
+
+def test_a_symbolic_number_of_tokens_stays_whole() -> None:
+    tokens, targets = data()
+    for each in (tokens, targets):
+        torch._dynamo.mark_dynamic(each, 0)
+    graph = joint(Head(cross_entropy()), (tokens, targets))
+    found = ChunkedLoss(0).run(graph)
+    assert found.graph is None and "symbolic" in found.description
 
 
 def test_the_graph_that_is_given_stays_as_it_is() -> None:
