@@ -140,7 +140,8 @@ class Attempt:
         """Time that the plan adds, as a share of the forward's."""
         if self.outcome is None or self.problem is None:
             return 0.0
-        return self.outcome.plan.time_us / max(self.problem.forward_time_us, 1e-9)
+        added_us = self.outcome.plan.time_us + self.outcome.chunking_us
+        return added_us / max(self.problem.forward_time_us, 1e-9)
 
     @functools.cached_property
     def search(self) -> BudgetSearch:

@@ -42,9 +42,15 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the joint stage made of a graph; ``problem`` is of the graph that was planned."""
+    """What the joint stage made of a graph.
+
+    Attributes:
+        problem: of the graph that was planned.
+        chunking_us: time that chunks add to the step, before anything is computed again.
+    """
 
     problem: PlanningProblem
+    chunking_us: float
     plan: Plan
     parts: Partition
     passes: tuple[PassRecord, ...]
@@ -104,10 +110,12 @@ def run(
         VerificationError: a pass broke the graph.
     """
     before = reference(problem.graph.module)
-    records = list(earlier)
+    records, chunking_us = list(earlier), 0.0
     plan = _planned(problem, recompute, before, records)
     if may_chunk and not plan.is_default:
-        problem, plan = _cheaper_in_chunks(problem, plan, recompute, before, records)
+        whole = problem
+        problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
+        chunking_us = 0.0 if problem is whole else problem.step_time_us - whole.step_time_us
         before = reference(problem.graph.module)
     started = time.perf_counter()
     parts = partition(problem.graph, plan)
@@ -115,7 +123,7 @@ def run(
     started = time.perf_counter()
     check_partition(before, parts, plan, problem, [r.name for r in records])
     records.append(_since(started, "verify", "every emitted value is one of the joint graph's"))
-    return Outcome(problem, plan, parts, tuple(records))
+    return Outcome(problem, chunking_us, plan, parts, tuple(records))
 
 
 def _planned(
@@ -146,8 +154,9 @@ def _cheaper_in_chunks(
         records.append(_since(started, chunked_loss.name, f"nothing: {found.description}"))
         return problem, plan
     check_rewritten(found.graph.module, before, [r.name for r in records] + [chunked_loss.name])
-    made = _since(started, chunked_loss.name, found.description)
     chunked = PlanningProblem(found.graph, problem.costs, problem.consumed)
+    more_us = chunked.step_time_us - problem.step_time_us
+    made = _since(started, chunked_loss.name, f"{found.description}; {more_us:+.0f} us")
     planned: list[PassRecord] = []
     other = _planned(
         chunked, replace(recompute, whole=plan), reference(found.graph.module), planned

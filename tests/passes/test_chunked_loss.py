@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from satcompile.passes.chunked_loss import ChunkedLoss
+from satcompile.passes.recompute import Recompute
 from torch import fx
 
 from satcompile.chunking.operators import ADD_SHARE
@@ -334,6 +337,28 @@ def test_the_graph_that_is_given_stays_as_it_is() -> None:
     found = ChunkedLoss(0).run(graph)
     assert found.graph is not None and "logits of [36, 96] in" in found.description
     assert str(graph.graph) == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "lowest", "chunked_plan", "whole_plan", "wanted"),
+    [
+        (100, False, (90, 5), (95, 4), False),  # both fit: the faster one, chunks' own time counted
+        (100, False, (90, 1), (95, 9), True),
+        (100, False, (90, 50), (110, 0), True),  # one fits
+        (100, False, (110, 0), (90, 50), False),
+        (100, False, (120, 9), (130, 0), True),  # none does: the lower one
+        (0, True, (120, 0), (110, 9), False),
+    ],
+)
+def test_the_better_plan_is_taken(
+    limit: int, lowest: bool, chunked_plan: Any, whole_plan: Any, wanted: bool
+) -> None:
+    def plan(peak_bytes: int, time_us: int) -> Any:
+        profile = SimpleNamespace(peak_bytes=peak_bytes, saved_bytes=0)
+        return SimpleNamespace(profile=profile, time_us=time_us)
+
+    recompute = Recompute(limit, lowest)
+    assert recompute.prefers(plan(*chunked_plan), 12, plan(*whole_plan), 10) is wanted
 
 
 def test_rows_compare_without_dimensions_of_one() -> None:
