@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 import transformers
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -154,6 +155,51 @@ def test_updates_in_the_backward() -> None:
     assert "in 8 chunks" in said(run)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+class Checkpointed(torch.nn.Module):
+    """Its hidden layers, or its projection and loss, in a region of the user's own."""
+
+    def __init__(self, whole_loss: bool) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(VOCABULARY, HIDDEN)
+        self.inner = torch.nn.Sequential(
+            torch.nn.Linear(HIDDEN, 2 * HIDDEN),
+            torch.nn.GELU(),
+            torch.nn.Linear(2 * HIDDEN, HIDDEN),
+        )
+        self.projection = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False)
+        self.whole_loss = whole_loss
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> CausalLMOutput:
+        hidden = self.embedding(input_ids)
+        if self.whole_loss:
+            return CausalLMOutput(loss=_checkpointed(self._loss, self.inner(hidden), labels))
+        return CausalLMOutput(loss=self._loss(_checkpointed(self.inner, hidden), labels))
+
+    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = self.projection(hidden).flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels.flatten())
+
+
+def _checkpointed(function: Any, *inputs: torch.Tensor) -> torch.Tensor:
+    return torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_loss", [False, True])
+def test_beside_and_inside_checkpoint_regions(whole_loss: bool) -> None:
+    torch.manual_seed(0)
+    model = Checkpointed(whole_loss).double()
+    tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
+    inputs = {"input_ids": tokens, "labels": tokens.roll(1, 1)}
+    wanted = step_gradients(model, model, inputs)
+    run = compiled(model, "75% of default")
+    assert_same_gradients(step_gradients(run, model, inputs), wanted, 1e-12)
+    graph = only_graph(run)
+    assert "in 8 chunks" in said(run)
+    peak_bytes = graph.resident_bytes + measured(run, model, inputs)
+    assert peak_bytes <= 0.75 * graph.default_peak_bytes
 
 
 @pytest.mark.slow
