@@ -157,6 +157,26 @@ def test_updates_in_the_backward() -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
+def test_beside_weights_that_are_trained_in_tiles() -> None:
+    """The vocabulary's own weight is tied, and so trained densely; the others' gradients are cut."""
+    plain, inputs = built(gpt2, torch.float64)
+    model = copy.deepcopy(plain)
+    reference = torch.optim.AdamW(plain.parameters(), lr=1e-2)
+    optimizer = satcompile.fuse_optimizer(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    run = compiled(model, "70% of default", sparsity={"density": 1.0, "block": 16})
+    for _ in range(2):
+        plain(**inputs).loss.backward()
+        reference.step()
+        reference.zero_grad()
+        run(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert "in 8 chunks" in said(run)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
 class Checkpointed(torch.nn.Module):
     """Its hidden layers, or its projection and loss, in a region of the user's own."""
 
