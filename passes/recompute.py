@@ -22,7 +22,7 @@ from satcompile.emission import why_order_is_kept
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
-from satcompile.solver.step import Phase
+from satcompile.solver.step import Phase, StepProfile
 from satcompile.torch_compat import default_saved_values, is_symbolic
 
 # Of the forward's time. A tighter proof costs more planning time than it can win back.
@@ -46,6 +46,8 @@ class Recompute:
             above ``limit_bytes``: its code may fit where its simulation does not quite.
         default_saved: names of what torch's own plan saves, where an earlier run on the same
             graph found out; torch, too, plans a graph once, for the sizes of its first call.
+        whole: the plan for the graph as it was before a pass changed it: torch's own plan is
+            that graph's, and none of this one's.
     """
 
     limit_bytes: int | None = None
@@ -54,6 +56,7 @@ class Recompute:
     saved_limit_bytes: int | None = None
     default_within_bytes: int = 0
     default_saved: tuple[str, ...] = ()
+    whole: Plan | None = None
 
     name = "recompute"
 
@@ -62,19 +65,22 @@ class Recompute:
         nodes = self._default_saved(problem)
         search = budget_search(problem, self.effort)
         default = search.candidate(problem.storages_of(nodes))
+        default_profile = default.profile if self.whole is None else self.whole.default_profile
         fits = self.limit_bytes is None or default.profile.peak_bytes <= max(
             self.limit_bytes, self.default_within_bytes
         )
         if self.saved_limit_bytes is not None:
             fits = fits and default.profile.saved_bytes <= self.saved_limit_bytes
-        if fits and not self.lowest_peak:
+        if fits and not self.lowest_peak and self.whole is None:
             scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
             tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
-            return self._plan(problem, default, default, tensors, scalars, nodes, is_default=True)
+            return self._plan(
+                problem, default, default_profile, tensors, scalars, nodes, is_default=True
+            )
         most = default.solution.saved_bytes
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
-            limit_bytes = rung_below(self.limit_bytes, default.profile.peak_bytes)
+            limit_bytes = rung_below(self.limit_bytes, default_profile.peak_bytes)
             chosen = search.within(limit_bytes, most, self.saved_limit_bytes)
         if chosen is None:
             chosen = search.floor(most)
@@ -82,12 +88,31 @@ class Recompute:
         bound_us = 0.0
         if self.limit_bytes is not None:
             bound_us = search.bound_us(self.limit_bytes)
-        return self._plan(problem, chosen, default, tensors, scalars, nodes, bound_us=bound_us)
+        return self._plan(
+            problem, chosen, default_profile, tensors, scalars, nodes, bound_us=bound_us
+        )
+
+    def prefers(self, plan: Plan, step_us: float, other: Plan, other_step_us: float) -> bool:
+        """Whether ``plan`` is better than ``other``, of steps that take so long without them:
+        faster, if both are within the limits; else the one that is; else the lower one."""
+        fits, other_fits = self._is_within(plan), self._is_within(other)
+        if self.lowest_peak or not (fits or other_fits):
+            return plan.profile.peak_bytes < other.profile.peak_bytes
+        if fits and other_fits:
+            return plan.time_us + step_us < other.time_us + other_step_us
+        return fits
+
+    def _is_within(self, plan: Plan) -> bool:
+        saved_bytes = plan.profile.saved_bytes
+        return (self.limit_bytes is None or plan.profile.peak_bytes <= self.limit_bytes) and (
+            self.saved_limit_bytes is None or saved_bytes <= self.saved_limit_bytes
+        )
 
     def _default_saved(self, problem: PlanningProblem) -> list[fx.Node]:
         graph = problem.graph
         by_name = {node.name: node for node in graph.graph.nodes}
-        if self.default_saved and all(name in by_name for name in self.default_saved):
+        is_own = self.whole is None  # names of another graph say nothing here
+        if is_own and self.default_saved and all(name in by_name for name in self.default_saved):
             return [by_name[name] for name in self.default_saved]
         return default_saved_values(graph.module, graph.roles, 1)
 
@@ -95,7 +120,7 @@ class Recompute:
         self,
         problem: PlanningProblem,
         chosen: Candidate,
-        default: Candidate,
+        default_profile: StepProfile,
         tensors: list,
         scalars: list,
         default_saved: list[fx.Node],
@@ -117,8 +142,10 @@ class Recompute:
             crossing=tuple(tensors),
             scalars=tuple(scalars),
             profile=chosen.profile,
-            default_profile=default.profile,
-            default_saved=tuple(node.name for node in default_saved),
+            default_profile=default_profile,
+            default_saved=tuple(node.name for node in default_saved)
+            if self.whole is None
+            else self.whole.default_saved,
             time_us=chosen.solution.time_us,
             bound_us=chosen.solution.time_us
             if is_default

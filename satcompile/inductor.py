@@ -35,6 +35,7 @@ from satcompile.generated_code import (
 )
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
+from satcompile.passes.chunked_loss import ChunkedLoss, is_chunked
 from satcompile.passes.fused_update import FusedUpdate, check_order
 from satcompile.passes.recompute import Recompute, budget_search
 from satcompile.passes.sparse_forward import SparseForward
@@ -139,7 +140,8 @@ class Attempt:
         """Time that the plan adds, as a share of the forward's."""
         if self.outcome is None or self.problem is None:
             return 0.0
-        return self.outcome.plan.time_us / max(self.problem.forward_time_us, 1e-9)
+        added_us = self.outcome.plan.time_us + self.outcome.chunking_us
+        return added_us / max(self.problem.forward_time_us, 1e-9)
 
     @functools.cached_property
     def search(self) -> BudgetSearch:
@@ -214,7 +216,11 @@ class Attempt:
             default_within_bytes=self.default_within_bytes,
             default_saved=self.default_saved,
         )
-        self.outcome = pipeline.run(self.problem, recompute, sparse_passes)
+        may_chunk = ChunkedLoss.name not in self.options.disable_passes
+        self.outcome = pipeline.run(self.problem, recompute, sparse_passes, may_chunk)
+        if self.outcome.problem is not self.problem:
+            self.problem = self.outcome.problem
+            self.fused_update = self._fused_update(self.problem.graph)
         parts = self.outcome.parts
         # Inductor rewrites the modules it is given: what is needed later is noted now.
         self._outputs = _output_names(parts.forward)
@@ -348,12 +354,15 @@ class Attempt:
         return torch_compat.rewriting_last(self.fused_update.run, key)
 
     def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
-        """A plan's backward keeps its order; without a plan of ours Inductor fuses as it will.
+        """A plan's backward keeps its order, and chunks stay apart in the forward, too; without
+        a plan of ours Inductor fuses as it will.
 
         The plan follows from the graph and the limit, and so does the policy: the partitioner's
         uuid covers both.
         """
-        if is_backward and self.outcome is not None and not self.outcome.plan.is_default:
+        if self.outcome is None or self.outcome.plan.is_default:
+            return nullcontext()
+        if is_backward or is_chunked(self.outcome.problem.graph):
             return torch_compat.without_horizontal_fusion()
         return nullcontext()
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, TypeAdapter, ValidationErr
 from satcompile.errors import OptionError
 from satcompile.sparsity.settings import Sparsity, read_sparsity
 
-PASS_NAMES = ("sparse_gradients", "sparse_forward", "recompute", "fused_update")
+PASS_NAMES = ("sparse_gradients", "sparse_forward", "chunked_loss", "recompute", "fused_update")
 
 _BUDGET_FORMS = 'bytes as an int, "6GiB", "800MB", "60% of default" or "auto"'
 _ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"

@@ -13,16 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from satcompile.partition import Partition, partition
+from satcompile.passes.chunked_loss import ChunkedLoss
 from satcompile.passes.recompute import Recompute
 from satcompile.passes.sparse_forward import SparseForward
 from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
 from satcompile.training_graph import TrainingGraph
-from satcompile.verify import check_joint, check_partition, reference
+from satcompile.verify import Reference, check_joint, check_partition, check_rewritten, reference
 from satcompile.verify_sparse import check_slots
 
 log = logging.getLogger("satcompile")
@@ -41,6 +42,15 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Outcome:
+    """What the joint stage made of a graph.
+
+    Attributes:
+        problem: of the graph that was planned.
+        chunking_us: time that chunks add to the step, before anything is computed again.
+    """
+
+    problem: PlanningProblem
+    chunking_us: float
     plan: Plan
     parts: Partition
     passes: tuple[PassRecord, ...]
@@ -85,36 +95,77 @@ def _masked(found: SparseParameters) -> str:
 
 
 def run(
-    problem: PlanningProblem, recompute: Recompute, earlier: tuple[PassRecord, ...] = ()
+    problem: PlanningProblem,
+    recompute: Recompute,
+    earlier: tuple[PassRecord, ...] = (),
+    may_chunk: bool = False,
 ) -> Outcome:
     """Run the joint stage on one graph, from its last pass on that leaves its meaning alone.
+
+    Args:
+        may_chunk: whether the graph may be planned with its vocabulary in chunks, too. The plan
+            that fits at the least time is taken.
 
     Raises:
         VerificationError: a pass broke the graph.
     """
     before = reference(problem.graph.module)
-    joint_passes = [
-        # a chunked loss belongs here: it changes what must be saved, as ``sparsify`` does before
-        recompute,  # last: it plans for the graph as it will run
-    ]
-    records = list(earlier)
-    plan: Plan | None = None
-    for each in joint_passes:
-        started = time.perf_counter()
-        with _progress(f"{each.name}: planning {len(problem.operations)} operations"):
-            plan = each.run(problem)
-        elapsed_us = (time.perf_counter() - started) * 1e6
-        records.append(PassRecord(each.name, elapsed_us, _describe(plan)))
-        log.debug("pass %s: %s (%.0f ms)", each.name, records[-1].changed, elapsed_us / 1e3)
-        check_joint(problem.graph.module, before, [r.name for r in records])
-    assert plan is not None
+    records, chunking_us = list(earlier), 0.0
+    plan = _planned(problem, recompute, before, records)
+    if may_chunk and not plan.is_default:
+        whole = problem
+        problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
+        chunking_us = 0.0 if problem is whole else problem.step_time_us - whole.step_time_us
+        before = reference(problem.graph.module)
     started = time.perf_counter()
     parts = partition(problem.graph, plan)
     records.append(_since(started, "partition", _sizes(parts)))
     started = time.perf_counter()
     check_partition(before, parts, plan, problem, [r.name for r in records])
     records.append(_since(started, "verify", "every emitted value is one of the joint graph's"))
-    return Outcome(plan, parts, tuple(records))
+    return Outcome(problem, chunking_us, plan, parts, tuple(records))
+
+
+def _planned(
+    problem: PlanningProblem, recompute: Recompute, before: Reference, records: list[PassRecord]
+) -> Plan:
+    """Recompute is the last of the joint passes: it plans for the graph as it will run."""
+    started = time.perf_counter()
+    with _progress(f"{recompute.name}: planning {len(problem.operations)} operations"):
+        plan = recompute.run(problem)
+    records.append(_since(started, recompute.name, _describe(plan)))
+    log.debug("pass %s: %s", recompute.name, records[-1].changed)
+    check_joint(problem.graph.module, before, [r.name for r in records])
+    return plan
+
+
+def _cheaper_in_chunks(
+    problem: PlanningProblem,
+    plan: Plan,
+    recompute: Recompute,
+    before: Reference,
+    records: list[PassRecord],
+) -> tuple[PlanningProblem, Plan]:
+    """The graph with its vocabulary in chunks and its plan, where that is the better one."""
+    started = time.perf_counter()
+    chunked_loss = ChunkedLoss(plan.profile.peak_bytes)
+    found = chunked_loss.run(problem.graph)
+    if found.graph is None:
+        records.append(_since(started, chunked_loss.name, f"nothing: {found.description}"))
+        return problem, plan
+    check_rewritten(found.graph.module, before, [r.name for r in records] + [chunked_loss.name])
+    chunked = PlanningProblem(found.graph, problem.costs, problem.consumed)
+    more_us = chunked.step_time_us - problem.step_time_us
+    made = _since(started, chunked_loss.name, f"{found.description}; {more_us:+.0f} us")
+    planned: list[PassRecord] = []
+    other = _planned(
+        chunked, replace(recompute, whole=plan), reference(found.graph.module), planned
+    )
+    if recompute.prefers(other, chunked.step_time_us, plan, problem.step_time_us):
+        records[-1:] = [made, *planned]
+        return chunked, other
+    records.append(replace(made, changed=f"not taken, the plan is no better: {made.changed}"))
+    return problem, plan
 
 
 def _since(started: float, name: str, changed: str) -> PassRecord:

@@ -162,6 +162,14 @@ class PlanningProblem:
                 total += price.write_us if self._reads_unfused(operation) else 0.0
         return total
 
+    @cached_property
+    def step_time_us(self) -> float:
+        """The same of all operations, each run once."""
+        return sum(
+            price.inline_us + (price.write_us if self._reads_unfused(operation) else 0.0)
+            for operation, price in zip(self.step.operations, self.prices, strict=True)
+        )
+
     def _reads_unfused(self, operation: StepOperation) -> bool:
         """Whether some reader of its results, or none at all, makes them reach memory."""
         readers = [r for s in operation.writes for r in self._readers.get(s, ())]

@@ -659,6 +659,11 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def fake_mode_of(tensor: torch.Tensor) -> Any:
+    """The context in which a traced value was made. 2.11, 2.13."""
+    return tensor.fake_mode  # type: ignore[attr-defined]
+
+
 def is_static_input(tensor: torch.Tensor) -> bool:
     """Dynamo's mark on tensors whose memory outlives a call: parameters, buffers. 2.11, 2.13."""
     return bool(getattr(tensor, "_dynamo_static_input_type", None))

@@ -174,6 +174,22 @@ def _outputs(module: fx.GraphModule) -> list[Any]:
     return [v if isinstance(v, fx.Node) else None for v in pytree.arg_tree_leaves(*node.args)]
 
 
+def check_rewritten(module: fx.GraphModule, before: Reference, passed: Iterable[str]) -> None:
+    """A pass that computes the same in another way takes and returns what the graph did: as many
+    values of the same shapes, dtypes and devices, under the same names."""
+    _lint(module, "joint", passed)
+    after = reference(module)
+    if list(after.inputs) != list(before.inputs):
+        _fail("the joint graph's inputs changed", passed)
+    if len(after.outputs) != len(before.outputs):
+        _fail("the joint graph's number of outputs changed", passed)
+    for position, (new, old) in enumerate(zip(after.outputs, before.outputs, strict=True)):
+        found = None if new is None else after.signatures[new]
+        wanted = None if old is None else before.signatures[old]
+        if found != wanted:
+            _fail(f"output {position} of the joint graph is {found} instead of {wanted}", passed)
+
+
 def check_joint(
     module: fx.GraphModule, before: Reference, passed: Iterable[str], dense: bool = False
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peak, save_results, tile_mm
+from benchmarks import floor, peak, save_results, tile_mm
 from benchmarks.peak import Row
 
 RESIDENT, DEFAULT = 1000, 10_000
@@ -160,6 +160,15 @@ def test_products_of_tiles_miss_below_the_goal_at_its_density(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_chunks_miss_over_their_budget_and_near_the_floor_of_whole_logits() -> None:
+    row = floor.Row("GPT-2", "in chunks, at their floor", 95.0, 95.0, 0.44, 1.6, 867.0)
+    assert floor.missed_goals([row, floor.Row("GPT-2", "Liger", note="not run")]) == []
+    (over,) = floor.missed_goals([replace(row, peak_mb=95.5)])
+    assert "0.50 MB over its budget" in over
+    (near,) = floor.missed_goals([replace(row, of_whole_floor=0.8)])
+    assert "0.800 of the floor of whole logits" in near
+
+
 def test_products_of_tiles_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert tile_mm.main([]) == 2
     assert "on a GPU; torch sees none" in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""The operator that adds a chunk's share of a weight's gradient, in half precision, to the sum.
+
+A plain addition would be left to the last chunk: Inductor computes a chain of them in one kernel,
+for which the shares of all chunks stay alive.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_library = torch.library.Library("satcompile", "FRAGMENT")
+_library.define("add_share(Tensor total, Tensor share) -> Tensor")
+
+ADD_SHARE = torch.ops.satcompile.add_share.default
+
+
+@torch.library.impl(_library, "add_share", "CompositeExplicitAutograd")
+def _add_share(total: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    return total + share
+
+
+@torch.library.register_fake("satcompile::add_share", lib=_library)
+def _add_share_fake(total: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(total)
