@@ -54,7 +54,7 @@ class Annealing:
 
     def __init__(self, tape: Tape, limit_bytes: int, scale: float, seed: int = 0) -> None:
         self._tape, self.limit_bytes, self._scale = tape, limit_bytes, scale
-        self._most = 3 * tape.num_operations + 64
+        self._most = 6 * tape.num_operations + 64
         self._work = (workspace(tape, self._most), workspace(tape, self._most))
         self._seed = seed
         self._walk = Walk(
@@ -64,8 +64,11 @@ class Annealing:
         self._walk.state[_PRICE] = 1.0
 
     def start(self, keys: Longs, price: float | None = None) -> None:
-        """Go on from another plan; it becomes the best if it fits and takes less time."""
+        """Go on from another plan; it becomes the best if it fits and takes less time. One with
+        very many keys is left alone."""
         walk = self._walk
+        if len(keys) > self._most - 2:
+            return
         walk.keys[: len(keys)] = keys
         walk.state[_AT] = len(keys)
         if price is not None:
@@ -109,7 +112,7 @@ def _anneal(tape, work, other, walk, limit_bytes, scale, iterations, hot, cold, 
     state = walk.state
     keys = walk.keys.copy()
     tried = np.empty_like(keys)
-    scratch = np.zeros(len(tape.maker) + 2 * len(keys) + 64, np.int32)
+    scratch = np.zeros(len(work.storage), np.int32)
     stack = np.zeros(len(tape.fusible) + 64, np.int32)
     positions_of_keys = np.zeros(len(keys) + 1, np.int32)
     first_positions = np.zeros(len(tape.fusible), np.int32)
@@ -222,7 +225,7 @@ def _without_unread(tape, work, positions, keys, count):  # type: ignore[no-unty
             continue
         wanted = False
         for c in range(write_start[position], write_start[position + 1]):
-            wanted = wanted or (readers[c] > 0 if has_forward else False) or last[c] >= 0
+            wanted = wanted or last[c] >= 0 or (has_forward and readers[c] > 0)
         if wanted:
             keys[kept] = keys[key]
             kept += 1
@@ -297,10 +300,12 @@ def _candidate(tape, work, here, position, scratch):  # type: ignore[no-untyped-
     if tape.num_forward > 0:
         latest = tape.num_forward if in_backward else work.operation[position]
         for s in range(storages):
-            if saved[s] and last[s] != FOREVER and maker[s] <= latest and may_repeat[maker[s]]:
-                if num_bytes[s] > 0 and (not in_backward or last[s] > position):
-                    scratch[found] = s
-                    found += 1
+            if not saved[s] or last[s] == FOREVER or num_bytes[s] == 0:
+                continue
+            alive = maker[s] <= latest and (not in_backward or last[s] > position)
+            if alive and may_repeat[maker[s]]:
+                scratch[found] = s
+                found += 1
     if in_backward:
         begin = 2 * storages if tape.num_forward > 0 else 0
         for c in range(begin, work.write_start[position]):

@@ -71,8 +71,8 @@ def solve(
     Args:
         problem: nodes in the order of their first computation.
         budget_bytes: for the results of nodes; ``problem.fixed_bytes`` are not counted.
-        time_limit_s: 60 s where None. A few tenths of a second may come on top, and in a new
-            installation the time to compile the search, once.
+        time_limit_s: 60 s where None. A second may come on top, and in a new installation the
+            time to compile the search, once.
         seed: of the search. How far it gets depends on the machine all the same.
         free_order: first computations may change their order, as far as edges allow. The bound is
             then zero, as none is known.
@@ -109,6 +109,8 @@ class _Race:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
     _ideas: list[list[Moment]] = field(default_factory=list)
+    _is_compiling: bool = False
+    _failure: BaseException | None = None
     _linear_bound: float = -1.0
     _linear_model: Residency | None = None
 
@@ -125,6 +127,7 @@ class _Race:
         while not done and not self.is_over and self.elapsed_s < _ALONE_S:
             done = self._relax(moments, _ALONE_LIMIT_S)
         if not self.is_over:
+            self._is_compiling = True
             search = threading.Thread(target=self._search, name="annealing", daemon=True)
             search.start()
             try:
@@ -135,6 +138,8 @@ class _Race:
             finally:
                 self._over.set()
                 search.join()
+            if self._failure is not None:
+                raise self._failure
         if self.keys is None:
             raise Infeasible(self.budget_bytes, floor_bytes(problem), self.lowest_bytes)
         return self._schedule()
@@ -164,7 +169,9 @@ class _Race:
 
     @property
     def is_over(self) -> bool:
-        return self._over.is_set() or self.is_proven or self.elapsed_s >= self.limit_s
+        if self._over.is_set() or self.is_proven:
+            return True
+        return self.elapsed_s >= self.limit_s and not self._is_compiling
 
     @property
     def _bound(self) -> float:
@@ -277,9 +284,20 @@ class _Race:
     # -- from above ------------------------------------------------------------------------
 
     def _search(self) -> None:
+        try:
+            self._anneal()
+        except BaseException as error:  # raised where solve() was called
+            self._failure = error
+            self._over.set()
+        finally:
+            self._is_compiling = False
+
+    def _anneal(self) -> None:
         from satcompile.solver.rounds import Rounds  # numba takes a second to import
 
-        rounds = Rounds(self.problem, self.budget_bytes, self.seed)
+        rounds = Rounds(self.problem, self.budget_bytes, self.seed, self.limit_s)
+        self.limit_s += rounds.compile_s
+        self._is_compiling = False
         while not self.is_over:
             idea = self._ideas.pop() if self._ideas else None
             keys = rounds.run(_CHUNK_S, idea)

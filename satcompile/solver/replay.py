@@ -73,13 +73,12 @@ class Replayed(NamedTuple):
 
 def workspace(tape: Tape, most_keys: int) -> Workspace:
     """Arrays for plans of at most so many keys."""
-    n, storages = tape.num_operations, tape.num_storages
+    n, storages, wide = tape.num_operations, tape.num_storages, tape.widest
     most_positions = n + most_keys + 2
-    widest_read = int(np.max(np.diff(tape.read_start), initial=1))
-    widest_write = int(np.max(np.diff(tape.write_start), initial=1))
-    most_reads = len(tape.reads) + most_keys * min(widest_read, 12) + 64
-    most_sources = most_reads * (4 if tape.fuses else 0) + 64
-    most_copies = 2 * storages + len(tape.writes) + most_keys * min(widest_write, 4) + 64
+    # Most operations are narrow. Where room for wide ones runs out, a plan is not valid.
+    most_reads = len(tape.reads) + most_keys * min(wide, 12) + wide + 1
+    most_sources = (most_reads * 4 + _MOST_READS * wide + 1) if tape.fuses else 1
+    most_copies = 2 * storages + len(tape.writes) + most_keys * min(wide, 4) + wide + 1
 
     def ints(length: int) -> Ints:
         return np.zeros(length, np.int32)
@@ -204,7 +203,8 @@ def _backward(tape, work, keys, num_keys):  # type: ignore[no-untyped-def]
     for i in range(n):
         seen[i] = 0
     made, position, read, key, time, valid = 2 * storages, 0, 0, 0, 0.0, True
-    most_reads, most_copies, most = len(reads) - 64, len(storage) - 64, len(operation) - 2
+    wide = tape.widest
+    most_reads, most_copies, most = len(reads) - wide, len(storage) - wide, len(operation) - 2
     for stage in range(begin, n):
         again = True
         while again:
@@ -297,7 +297,8 @@ def _forward(tape, work, position):  # type: ignore[no-untyped-def]
         last[c], readers[c], must[c], inlined[c] = -1, 0, 0, -1
         if saved[s] or output[s] or transient[s]:
             last[c], must[c] = FOREVER, 1
-    read, most_reads, most = read_start[position], len(reads) - 64, len(operation) - 2
+    read, most = read_start[position], len(operation) - 2
+    most_reads = len(reads) - tape.widest
     for i in range(count):
         if not needed[i]:
             continue
@@ -332,7 +333,7 @@ def _inline(tape, work, begin, end, source):  # type: ignore[no-untyped-def]
     starts, sources, last, readers, must, inlined = (
         work.source_start, work.sources, work.last, work.readers, work.must, work.inlined
     )  # fmt: skip
-    most_sources = len(sources) - 128
+    most_sources = len(sources) - _MOST_READS * tape.widest
     for position in range(begin, end):
         if source >= most_sources:
             return False
@@ -396,7 +397,7 @@ def _sweep(tape, work, begin, end, alive, limit_bytes):  # type: ignore[no-untyp
             size = num_bytes[storage[c]]
             dying += size
             if in_place and size > 0 and not (c < storages and tangent[c]):
-                for w in range(writes):  # a result takes over memory of its size
+                for w in range(min(writes, 60)):  # a result takes over memory of its size
                     if taken >> w & 1 == 0 and num_bytes[writes_of[writes_from[i] + w]] == size:
                         taken |= 1 << w
                         reused += size

@@ -27,7 +27,7 @@ numbers and cut off fractions of them: half a tensor cannot be used twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,8 @@ class Residency:
     Args:
         moments: in any order.
         strengthen: add the rows with Y.
+        reserve: bytes to leave free at moments, for what lies between them; what is found then
+            fits more often, and its bound means nothing.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Residency:
         budget_bytes: int,
         moments: Iterable[Moment],
         strengthen: bool = True,
+        reserve: Mapping[Moment, int] | None = None,
     ) -> None:
         self.problem, self.budget_bytes = problem, budget_bytes
+        self._reserve = dict(reserve or {})
         self.moments = sorted(set(moments))
         self._costs: list[float] = []
         self._lower: list[float] = []
@@ -176,7 +180,8 @@ class Residency:
                 self._row([(column, -1.0), *_ones(again.get(i), there.get(i))], 0.0)
         unit = float(max(self.budget_bytes, 1))
         weights = [(column, problem.num_bytes[i]) for i, column in resident.items()]
-        room = self.budget_bytes - (problem.num_bytes[node] if is_first else 0)
+        room = self.budget_bytes - self._reserve.get(moment, 0)
+        room -= problem.num_bytes[node] if is_first else 0
         optional = None
         if not is_first:
             optional = self._column(problem.times[node])
@@ -255,7 +260,8 @@ class Residency:
         for (stage, node), resident in zip(self.moments, self._resident, strict=True):
             if stage != node:
                 continue
-            room, there = self.budget_bytes - sizes[node], set()
+            room, there = self.budget_bytes - sizes[node], set[int]()
+            room -= self._reserve.get((stage, node), 0)
             parts = sorted(resident.items(), key=lambda ic: (-self._lower[ic[1]], -solution[ic[1]]))
             for i, column in parts:
                 if solution[column] > _PART and sizes[i] <= room:

@@ -26,6 +26,8 @@ _ROUNDS = (
     (_FROM_BEST, 0.3, 2.0),
     (_FROM_BEST, 0.05, 1.0),
 )
+_USUAL_S = 60.0  # time limit for which these lengths are
+_FASTEST, _SLOWEST = 0.3, 5.0
 _LONGER = 1.3  # after each time through
 _COLD = 0.002
 _IDEA_HOT, _IDEA_S = 0.05, 1.0
@@ -37,24 +39,28 @@ class Rounds:
     """Annealing on one problem, a piece at a time.
 
     Attributes:
+        compile_s: that the first moves took, as they had to be compiled or read from a cache.
         lowest_bytes: peak of the lowest plan met at the end of a round.
     """
 
-    def __init__(self, problem: Problem, budget_bytes: int, seed: int) -> None:
+    def __init__(
+        self, problem: Problem, budget_bytes: int, seed: int, time_limit_s: float = _USUAL_S
+    ) -> None:
         self._tape = plain_tape(problem.times, problem.num_bytes, problem.inputs)
         self._nodes = len(problem)
         self._unit = (problem.total_time or 1.0) / 100
         self._budget_bytes, self._seed = budget_bytes, seed
         self._annealing = Annealing(self._tape, budget_bytes, self._unit, seed)
         self._nothing: Longs = np.zeros(0, np.int64)
-        self._annealing.start(self._nothing, price=1.0)
         started = time.perf_counter()
-        self._annealing.run(_TRIAL // 10, _COLD, _COLD)  # compiled now, if it was not
+        self._annealing.start(self._nothing, price=1.0)
+        self._annealing.run(1, _COLD, _COLD)
+        self.compile_s = time.perf_counter() - started
         started = time.perf_counter()
         self._annealing.run(_TRIAL, 0.3, 0.1)
         self._per_second = _TRIAL / (time.perf_counter() - started)
         self._number, self._left, self._hot, self._length = 0, 0.0, _COLD, 1.0
-        self._suspended = False
+        self._pace = min(_SLOWEST, max(_FASTEST, time_limit_s / _USUAL_S))
         self.lowest_bytes = problem.peak_bytes
 
     def run(self, seconds: float, idea: list[Moment] | None = None) -> list[Moment] | None:
@@ -66,7 +72,10 @@ class Rounds:
         seconds = min(seconds, self._left)
         share = seconds / self._length
         until = self._temperature * (_COLD / self._hot) ** share
-        self._annealing.run(max(1, int(self._per_second * seconds)), self._temperature, until)
+        moves = max(1, int(self._per_second * seconds))
+        started = time.perf_counter()
+        self._annealing.run(moves, self._temperature, until)
+        self._per_second += (moves / (time.perf_counter() - started) - self._per_second) / 2
         self._temperature = until
         self._left -= seconds
         best = self._annealing.best
@@ -80,7 +89,7 @@ class Rounds:
     def _begin(self, keys: Longs, hot: float, length: float) -> None:
         self._annealing.start(keys, price=1.0)
         self._hot = self._temperature = hot
-        self._length = self._left = length
+        self._length = self._left = length * self._pace
 
     def _next(self) -> None:
         turn, which = divmod(self._number, len(_ROUNDS))
@@ -100,6 +109,6 @@ class Rounds:
         self._seed += 1
         search = Annealing(self._tape, self._budget_bytes, self._unit / _TIME_FREE, self._seed)
         search.start(self._nothing, price=1.0)
-        search.run(int(self._per_second), 0.3, 0.001)
+        search.run(int(self._per_second * self._pace), 0.3, 0.001)
         self.lowest_bytes = min(self.lowest_bytes, search.peak_bytes)
         return search.best

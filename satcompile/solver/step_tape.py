@@ -10,7 +10,7 @@ import numpy as np
 from satcompile.solver import two_phase
 from satcompile.solver.replay import Replayed, Workspace
 from satcompile.solver.step import Phase, Step, backward_order
-from satcompile.solver.tape import Longs, Tape, flags, rows
+from satcompile.solver.tape import Longs, Tape, flags, rows, widest
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def step_tape(
         transient=flags(storages, step.transient_outputs - step.outputs),
         kept=flags(storages, step.gradients - step.consumed),
         tangent=flags(storages, step.tangents), base_bytes=step.constant_bytes,
-        fuses=any(o.fusible for o in operations),
+        fuses=any(o.fusible for o in operations), widest=widest(read_start, write_start),
     )  # fmt: skip
     return StepTape(tape, order)
 

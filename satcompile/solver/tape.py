@@ -43,6 +43,7 @@ class Tape(NamedTuple):
         tangent: there from the start of the backward on; its memory is not written to.
         base_bytes: alive throughout.
         fuses: whether any operation is fusible.
+        widest: the most storages that one operation reads, or writes.
     """
 
     num_forward: int
@@ -68,6 +69,7 @@ class Tape(NamedTuple):
     tangent: Flags
     base_bytes: int
     fuses: bool
+    widest: int
 
     @property
     def num_operations(self) -> int:
@@ -84,6 +86,11 @@ def rows(lists: Iterable[Sequence[int]]) -> tuple[Ints, Ints]:
     starts = np.zeros(len(kept) + 1, np.int32)
     np.cumsum([len(each) for each in kept], out=starts[1:])
     return starts, np.array([number for each in kept for number in each], np.int32)
+
+
+def widest(*starts: Ints) -> int:
+    """The longest of lists that begin at ``starts``."""
+    return max(int(np.max(np.diff(each), initial=1)) for each in starts)
 
 
 def flags(length: int, members: Iterable[int]) -> Flags:
@@ -109,4 +116,5 @@ def plain_tape(
         maker=np.arange(count, dtype=np.int32), fusible=no, reduces=no, optional=no,
         may_repeat=yes, again=costs, first=costs, may_save=yes, save=nothing, write=nothing,
         output=no, transient=no, kept=no, tangent=no, base_bytes=0, fuses=False,
+        widest=widest(read_start, write_start),
     )  # fmt: skip
