@@ -28,7 +28,7 @@ from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord
-from satcompile.report.terminal import format_bytes
+from satcompile.sizes import format_bytes
 from satcompile.residency import (
     Residency,
     gradient_bytes,
