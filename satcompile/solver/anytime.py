@@ -201,12 +201,13 @@ class _Race:
             return True  # nothing to be had in this class: the search may still find another
         self.bounds[kind] = max(self.bounds[kind], found.bound)
         self._tell()
-        if found.keys is None:
+        if not found.readings:
             return True
-        if self.offer(found.keys):
+        if self.offer(found.readings[0]):
             return found.optimal
-        self._ideas.append(found.keys)
-        new = self._short(found.keys, moments)
+        self._ideas.append(found.readings[0])
+        shorts = (self._short(keys, moments) for keys in found.readings)
+        new = next(filter(None, shorts), set())
         moments |= new
         return not new
 
