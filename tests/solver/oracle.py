@@ -143,9 +143,10 @@ def _evictions(resident: int) -> Iterator[int]:
 
 def _computable(problem: Problem, resident: int, nodes: Iterable[int]) -> Iterator[int]:
     for node in nodes:
-        if node < len(problem) and not resident >> node & 1:
-            if all(resident >> i & 1 for i in problem.inputs[node]):
-                yield node
+        if node == len(problem) or resident >> node & 1:
+            continue
+        if all(resident >> i & 1 for i in problem.inputs[node]):
+            yield node
 
 
 def _bytes(problem: Problem, resident: int) -> int:
