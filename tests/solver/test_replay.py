@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,14 +63,57 @@ def test_a_plan_longer_than_the_arrays_is_refused(problem: Problem):
     assert found.valid == (len(keys) == 0)
 
 
+def in_phases(step, problem, choices):
+    """Layers that the output does not need may run on either side."""
+    needed = set(forward_order(step, ()))
+    operations = [
+        replace(o, phase=Phase.EITHER) if o.phase is Phase.FORWARD and i not in needed else o
+        for i, o in enumerate(step.operations)
+    ]
+    return replace(step, operations=operations), problem, choices
+
+
+def with_times(draw, step, problem, choices):
+    """Saving a value takes time, too, and so does writing one that might have been fused."""
+    times = st.integers(0, 5)
+    makers = step.makers()
+    values = [
+        replace(
+            value,
+            save_time_us=draw(times),
+            materialize_time_us=draw(times) * step.operations[makers[storage]].fusible,
+        )
+        for storage, value in zip(choices, problem.values, strict=True)
+    ]
+    return step, replace(problem, values=values), choices
+
+
 @st.composite
 def step_plans(draw):
     """A training step, and any operations of its forward that run again in its backward."""
-    made = draw(chains())
+    made = with_times(draw, *in_phases(*draw(chains())))
     tape = step_tape(*made)
     begin, count = tape.tape.num_forward, len(tape.operations)
     pairs = [stage * count + i for stage in range(begin, count) for i in range(begin)]
-    return made, tape, sorted(draw(st.sets(st.sampled_from(pairs), max_size=MOST_KEYS)))
+    plan = sorted(draw(st.sets(st.sampled_from(pairs), max_size=MOST_KEYS)))
+    return made, tape, without_unread(made[0], tape, plan)
+
+
+def without_unread(step, tape, plan):
+    """The search takes out computations that nobody reads, and the compiled replay keeps what
+    only such a one reads, in one kernel with nothing, longer than need be."""
+    count = len(tape.operations)
+    while True:
+        spine = [stage * count + stage for stage in range(tape.tape.num_forward, count)]
+        order, wanted, read = sorted([*plan, *spine]), [], set(step.gradients)
+        for key in reversed(order):
+            operation = step.operations[tape.operations[key % count]]
+            if key in spine or read & set(operation.writes):
+                wanted.append(key)
+            read = read - set(operation.writes) | set(operation.reads)
+        if len(wanted) == len(order):
+            return plan
+        plan = sorted(set(wanted) - set(spine))
 
 
 @some
