@@ -15,7 +15,7 @@ EPSILON = 1e-6  # of times, which are whole numbers
 LIMIT_S = 10.0  # proofs end in milliseconds; what is not in the solver's reach is not waited for
 SHORT_S = 0.3
 few = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-many = settings(max_examples=6_000, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=4_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def assert_optimal(problem: Problem, budget_bytes: int) -> None:

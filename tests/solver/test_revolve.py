@@ -88,7 +88,7 @@ def test_chains_are_solved_to_the_closed_form(steps: int, snapshots: int) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "snapshots"), [(16, 2), (16, 3), (20, 4), (24, 4), (40, 6)])
 def test_longer_chains_are_solved_to_the_closed_form(steps: int, snapshots: int) -> None:
-    schedule = solve(chain(steps), budget_bytes(snapshots), time_limit_s=60)
+    schedule = solve(chain(steps), budget_bytes(snapshots), time_limit_s=20)
     assert schedule.extra_time == evaluations(steps, snapshots) - (steps - 1)
 
 
