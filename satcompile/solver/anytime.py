@@ -203,9 +203,12 @@ class _Race:
         self._tell()
         if not found.readings:
             return True
-        if self.offer(found.readings[0]):
-            return found.optimal
-        self._ideas.append(found.readings[0])
+        fits = self.offer(found.readings[0])
+        if fits and (self.is_proven or not found.optimal):
+            return self.is_proven
+        if not fits:
+            self._ideas.append(found.readings[0])
+        # One that fits may take more time than the solution, and the other reading show why.
         shorts = (self._short(keys, moments) for keys in found.readings)
         new = next(filter(None, shorts), set())
         moments |= new
