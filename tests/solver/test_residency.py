@@ -42,7 +42,7 @@ CASES = {
             [7, 8],
         ],
         17,
-    ),  # fmt: skip
+    ),
     "what a stage makes for itself it may drop again": (
         [4, 2, 4, 0, 3, 5, 2],
         [5, 5, 4, 5, 4, 1, 1],
