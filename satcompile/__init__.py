@@ -3,22 +3,30 @@
     model = torch.compile(model, backend="sat", options={"memory_budget": "24GiB"})
 
 Importing satcompile is not needed for that line; it gives access to reports and measurements.
+Names are imported when they are first used: ``satcompile.solver`` and the command line's help
+need no torch, which takes seconds to import.
 """
 
-from satcompile.errors import (
-    BudgetError,
-    NotCompiledError,
-    OptionError,
-    SatcompileError,
-    UnsupportedError,
-    UpdateError,
-    VerificationError,
-)
-from satcompile.measure import measure_peak
-from satcompile.optimizers.fused import fuse_optimizer
-from satcompile.report.registry import report, sparsity_state
-from satcompile.sparsity.settings import Sparsity
-from satcompile.sparsity.state import SparsityState
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from satcompile.errors import (
+        BudgetError,
+        NotCompiledError,
+        OptionError,
+        SatcompileError,
+        UnsupportedError,
+        UpdateError,
+        VerificationError,
+    )
+    from satcompile.measure import measure_peak
+    from satcompile.optimizers.fused import fuse_optimizer
+    from satcompile.report.registry import report, sparsity_state
+    from satcompile.sparsity.settings import Sparsity
+    from satcompile.sparsity.state import SparsityState
 
 __all__ = [
     "BudgetError",
@@ -35,3 +43,48 @@ __all__ = [
     "report",
     "sparsity_state",
 ]
+
+_HOMES = {
+    "BudgetError": "satcompile.errors",
+    "NotCompiledError": "satcompile.errors",
+    "OptionError": "satcompile.errors",
+    "SatcompileError": "satcompile.errors",
+    "Sparsity": "satcompile.sparsity.settings",
+    "SparsityState": "satcompile.sparsity.state",
+    "UnsupportedError": "satcompile.errors",
+    "UpdateError": "satcompile.errors",
+    "VerificationError": "satcompile.errors",
+    "fuse_optimizer": "satcompile.optimizers.fused",
+    "measure_peak": "satcompile.measure",
+    "report": "satcompile.report.registry",
+    "sparsity_state": "satcompile.report.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    if name != "report":
+        globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``report`` the function: the folder of that name would take its place as soon as
+    anything in it is imported."""
+
+    @property
+    def report(self) -> Any:
+        return __getattr__("report")
+
+    @report.setter
+    def report(self, folder: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -28,7 +28,6 @@ from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord
-from satcompile.report.terminal import format_bytes
 from satcompile.residency import (
     Residency,
     gradient_bytes,
@@ -36,6 +35,7 @@ from satcompile.residency import (
     optimizer_changes,
     watch_optimizers,
 )
+from satcompile.sizes import format_bytes
 from satcompile.steps import STEPS, Call, Room, Share, Step, resident_bytes, step_peak_bytes
 from satcompile.torch_compat import planning_for
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,21 +17,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     (``argparse`` exits by itself).
     """
     arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
     # Not at the top: torch takes seconds to import, and --help needs none of it.
+    from satcompile.demo import Settings, run
     from satcompile.errors import SatcompileError
 
     try:
-        return _demo(arguments)
+        return run(
+            Settings(steps=arguments.steps, layers=arguments.layers, budget=arguments.budget)
+        )
     except SatcompileError as error:
         # One paragraph is ours; Dynamo adds hints for its own developers below it.
         print(f"satcompile: {str(error).partition(chr(10) * 2)[0]}", file=sys.stderr)
         return 1
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    from satcompile.demo import Settings, run
+def _solve(arguments: argparse.Namespace) -> int:
+    from satcompile.solve_command import Settings, run  # no torch, but scipy
 
-    return run(Settings(steps=arguments.steps, layers=arguments.layers, budget=arguments.budget))
+    return run(
+        Settings(
+            path=arguments.problem,
+            budget=arguments.budget,
+            time_limit_s=arguments.time_limit,
+            seed=arguments.seed,
+            free_order=arguments.free_order,
+            schedule_path=getattr(arguments, "json", None),
+        )
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="satcompile", description="Train PyTorch models in less memory."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _add_demo(commands)
+    _add_solve(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="train a small GPT-2 three ways, and compare memory, loss and time",
@@ -55,7 +80,43 @@ def _parser() -> argparse.ArgumentParser:
         default="60% of default",
         help="memory_budget for backend='sat': '40MiB', '60%% of default' and so on",
     )
-    return parser
+    demo.set_defaults(run=_demo)
+
+
+def _add_solve(commands: Any) -> None:
+    solve = commands.add_parser(
+        "solve",
+        help="solve a rematerialization problem from a JSON file",
+        description=(
+            "Find a schedule within a budget that recomputes as little as possible, and prove how "
+            "far from the least it can be. The file holds times and bytes of nodes, and edges "
+            "between them: docs/solver.md."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    solve.add_argument("problem", type=Path, help="JSON file of the problem")
+    solve.add_argument(
+        "--budget",
+        required=True,
+        default=argparse.SUPPRESS,
+        help="bytes for what nodes compute: '60%%' of the peak without recomputation, '8GiB', "
+        "'800MB', plain bytes, or 'floor+10%%', above the proven floor",
+    )
+    solve.add_argument("--time-limit", type=_seconds, default=60.0, help="seconds")
+    solve.add_argument("--seed", type=_at_least(0), default=0, help="of the local search")
+    solve.add_argument(
+        "--free-order",
+        action="store_true",
+        help="first computations may change their order, as far as edges allow",
+    )
+    solve.add_argument(
+        "--json",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="write the schedule there",
+    )
+    solve.set_defaults(run=_solve)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -67,6 +128,16 @@ def _at_least(least: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"{text!r}; it takes a whole number from {least} on")
 
     return whole_number
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if 0 < seconds < math.inf:
+        return seconds
+    raise argparse.ArgumentTypeError(f"{text!r}; it takes a number of seconds above 0")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from satcompile.inductor import Attempt, CodeOnly, OverLimit, graph_device
 from satcompile.options import Options
 from satcompile.passes.recompute import RUNG
 from satcompile.report.rows import module_path
-from satcompile.report.terminal import format_bytes
 from satcompile.residency import Residency
+from satcompile.sizes import format_bytes
 from satcompile.torch_compat import (
     CompilationContext,
     copy_of_captured,

@@ -26,7 +26,7 @@ from satcompile.errors import SatcompileError
 from satcompile.measure import measure_peak
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.registry import report
-from satcompile.report.terminal import format_bytes
+from satcompile.sizes import format_bytes
 from satcompile.torch_compat import compiled_graphs
 
 _WIDTH = 110  # of what is not a terminal

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from satcompile.errors import OptionError
+from satcompile.sizes import read_size
 from satcompile.sparsity.settings import Sparsity, read_sparsity
 
 PASS_NAMES = ("sparse_gradients", "sparse_forward", "chunked_loss", "recompute", "fused_update")
 
 _BUDGET_FORMS = 'bytes as an int, "6GiB", "800MB", "60% of default" or "auto"'
-_ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"
 _PERCENT_OF_DEFAULT = r"\s*(\d+(?:\.\d+)?)\s*%\s*of\s+default\s*"
 
 
@@ -203,16 +203,12 @@ def _read_bytes(option: str, value: Any, least: int = 1) -> int:
     forms = _BUDGET_FORMS if option == "memory_budget" else 'bytes as an int, "6GiB" or "800MB"'
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise OptionError(f"The option {option!r} is {value!r}; it takes {forms}.")
-    not_a_size = OptionError(
-        f"The option {option!r} is {value!r}, which is not a size in bytes. It takes {forms}."
-    )
-    # ByteSize would read "6GiB or so" and "1,5GiB" up to where they stop making sense.
-    if isinstance(value, str) and not re.fullmatch(_ONE_SIZE, value):
-        raise not_a_size
     try:
-        num_bytes = int(TypeAdapter(ByteSize).validate_python(value))
-    except ValidationError:
-        raise not_a_size from None
+        num_bytes = read_size(value)
+    except ValueError:
+        raise OptionError(
+            f"The option {option!r} is {value!r}, which is not a size in bytes. It takes {forms}."
+        ) from None
     if num_bytes < least:
         bound = "above 0" if least else "0 or above"
         raise OptionError(

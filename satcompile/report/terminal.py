@@ -12,19 +12,9 @@ from rich.table import Table
 
 from satcompile.report.data import GraphReport, Report, ValueRow
 from satcompile.report.sparsity import SparsityReport
+from satcompile.sizes import format_bytes
 
 _ROWS = 12
-
-
-def format_bytes(num_bytes: float | None) -> str:
-    """Binary units: 1.50 GiB."""
-    if num_bytes is None:
-        return "-"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(num_bytes) < 1024 or unit == "GiB":
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
-        num_bytes /= 1024
-    raise AssertionError
 
 
 def format_time(time_us: float) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from satcompile.solver.floors import floor_bytes
@@ -214,33 +214,35 @@ class _Race:
         model = Residency(self.problem, self.budget_bytes, moments)
         found = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
         self._learn(found, moments)
-        if found.keys is None:
+        if not found.readings:
             return limit_s >= self.limit_s - self.elapsed_s
-        if self.offer(found.keys):
-            return found.optimal
-        return not self._refine(found.keys, moments)
+        fits = self.offer(found.readings[0])
+        if fits and (self.is_proven or not found.optimal):
+            return self.is_proven
+        # One that fits may take more time than the solution, and the other reading show why.
+        return not self._refine(found.readings, moments, fits)
 
     def _relax_linearly(self, model: Residency, moments: set[Moment], limit_s: float) -> bool:
         """The same where whole numbers take too long: by linear programs, until more moments do
         not raise their bound; then the best of them in whole numbers, once."""
         found = model.linear(limit_s)
         self._learn(found, moments)
-        if found.keys is None:
+        if not found.readings:
             return True
         better = found.bound > self._linear_bound
         if better:
             self._linear_bound, self._linear_model = found.bound, model
-        fits = self.offer(found.keys)
+        fits = self.offer(found.readings[0])
         if not fits and (better or self.keys is None):
-            return not self._refine(found.keys, moments)
+            return not self._refine(found.readings, moments, fits)
         if self._linear_model is None:
             return True
         best, self._linear_model = self._linear_model, None
         best.fix(self.extra)
         whole = best.solve(TOLERANCE / 2 * self.problem.total_time, self.limit_s - self.elapsed_s)
         self._learn(whole, best.moments)
-        if whole.keys is not None and not self.offer(whole.keys):
-            self._ideas.append(whole.keys)
+        if whole.readings and not self.offer(whole.readings[0]):
+            self._ideas.append(whole.readings[0])
         return True
 
     def _learn(self, found: Relaxed, moments: Iterable[Moment]) -> None:
@@ -249,11 +251,13 @@ class _Race:
             self.bounds[kind] = max(self.bounds[kind], min(found.bound, self.extra))
         self._tell()
 
-    def _refine(self, keys: list[Moment], moments: set[Moment]) -> bool:
+    def _refine(self, readings: Sequence[list[Moment]], moments: set[Moment], fits: bool) -> bool:
         """Hand a plan that is over the budget to the search, and look at memory there from now
         on; whether that is anywhere new."""
-        self._ideas.append(keys)
-        new = self._short(keys, moments)
+        if not fits:
+            self._ideas.append(readings[0])
+        shorts = (self._short(keys, moments) for keys in readings)
+        new = next(filter(None, shorts), set[Moment]())
         moments |= new
         return bool(new)
 

@@ -126,10 +126,10 @@ def _order(problem: Problem, budget_bytes: int, time_limit_s: float, seed: int) 
 
 
 @compiled
-def _anneal(
+def _anneal(  # type: ignore[no-untyped-def]
     read_start, reads, reader_start, read_by, sizes, order, best, state, budget_bytes, moves,
     hot, cold, seed,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Move one node at a time; ``order`` goes on from where it was, ``best`` is the lowest met.
     ``state``: bytes over the budget, summed over positions, of either."""
     np.random.seed(seed)

@@ -33,7 +33,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver.problem import Problem
+from satcompile.solver.problem import Problem, loads
+from satcompile.solver.schedule import sequence_of
 
 _PART = 0.01  # of a result: less is not resident
 
@@ -47,13 +48,13 @@ class Relaxed:
 
     Attributes:
         bound: proven least extra time; infinite where there is no solution.
-        keys: recomputations ``(stage, node)`` of the solution, as late as possible; None where
-            no solution was found.
+        readings: schedules that the solution can be read as, the better one first: recomputations
+            ``(stage, node)``. Empty where no solution was found.
         optimal: the solution is one of least cost, up to the gap.
     """
 
     bound: float
-    keys: list[Moment] | None
+    readings: tuple[list[Moment], ...] = ()
     optimal: bool = False
 
 
@@ -184,12 +185,12 @@ class Residency:
         room -= problem.num_bytes[node] if is_first else 0
         optional = None
         if not is_first:
-            optional = self._column(problem.times[node])
-            weights.append((optional, problem.num_bytes[node]))
+            optional = happens = self._column(problem.times[node])
+            weights.append((happens, problem.num_bytes[node]))
             for i in inputs:
-                self._row([(optional, -1.0), *_ones(resident.get(i), None)], 0.0)
+                self._row([(happens, -1.0), *_ones(resident.get(i), None)], 0.0)
             if node in resident:
-                self._row([(optional, -1.0), (resident[node], -1.0)], -1.0)
+                self._row([(happens, -1.0), (resident[node], -1.0)], -1.0)
         self._row([(column, -w / unit) for column, w in weights if w > 0], -room / unit)
         self._resident.append(resident)
         self._optional.append(optional)
@@ -247,15 +248,15 @@ class Residency:
             options={"time_limit": max(0.05, time_limit_s)},
         )
         if outcome.status == 2:
-            return Relaxed(np.inf, None)
+            return Relaxed(np.inf)
         if outcome.status != 0:
-            return Relaxed(0.0, None)
+            return Relaxed(0.0)
         bound = max(0.0, float(outcome.fun) * self._scale)
         self._reduced = (outcome.x, outcome.lower.marginals, bound)
-        return Relaxed(bound, decode(self.problem, self._rounded(outcome.x)))
+        return Relaxed(bound, (decode(self.problem, self._rounded(outcome.x)),))
 
-    def _rounded(self, solution: np.ndarray) -> dict[int, frozenset[int]]:
-        kept: dict[int, frozenset[int]] = {}
+    def _rounded(self, solution: np.ndarray) -> dict[Moment, frozenset[int]]:
+        kept: dict[Moment, frozenset[int]] = {}
         sizes = self.problem.num_bytes
         for (stage, node), resident in zip(self.moments, self._resident, strict=True):
             if stage != node:
@@ -267,7 +268,7 @@ class Residency:
                 if solution[column] > _PART and sizes[i] <= room:
                     there.add(i)
                     room -= sizes[i]
-            kept[stage] = frozenset(there)
+            kept[stage, node] = frozenset(there)
         return kept
 
     def fix(self, most: float) -> None:
@@ -302,19 +303,28 @@ class Residency:
             },
         )
         if outcome.status == 2:
-            return Relaxed(np.inf, None)
+            return Relaxed(np.inf)
         proven = outcome.mip_dual_bound
         bound = 0.0 if proven is None else max(0.0, (float(proven) - constant) * self._scale)
         if outcome.x is None:
-            return Relaxed(bound, None)
-        return Relaxed(bound, self._decoded(outcome.x), optimal=outcome.status == 0)
+            return Relaxed(bound)
+        return Relaxed(bound, self._readings(outcome.x), optimal=outcome.status == 0)
 
-    def _decoded(self, solution: np.ndarray) -> list[Moment]:
-        kept: dict[int, frozenset[int]] = {}
-        for (stage, node), resident in zip(self.moments, self._resident, strict=True):
-            if stage == node:
-                kept[stage] = frozenset(i for i, c in resident.items() if solution[c] > 0.5)
-        return decode(self.problem, kept)
+    def _readings(self, solution: np.ndarray) -> tuple[list[Moment], ...]:
+        """Recomputing when something reads it, and when the solution has it. The first is mostly
+        the better one; the second is exact once there are moments enough."""
+        kept = {
+            moment: frozenset(i for i, column in resident.items() if solution[column] > 0.5)
+            for moment, resident in zip(self.moments, self._resident, strict=True)
+        }
+        plans = (decode(self.problem, kept, early) for early in (False, True))
+        return tuple(sorted(plans, key=self._worth))
+
+    def _worth(self, keys: list[Moment]) -> tuple[int, float]:
+        """Bytes over the budget, then time."""
+        found = loads(self.problem, sequence_of(self.problem, keys))
+        over = sum(max(0, num_bytes - self.budget_bytes) for num_bytes in found)
+        return over, sum(self.problem.times[node] for _, node in keys)
 
 
 def _may_run(node: int, before: Moment, after: Moment) -> bool:
@@ -342,22 +352,56 @@ def _last_possible_use(problem: Problem) -> list[int]:
     return last
 
 
-def decode(problem: Problem, resident: dict[int, frozenset[int]]) -> list[tuple[int, int]]:
-    """Recomputations, each as late as possible, of a schedule that keeps no more at the moments
-    than it is given; between them it keeps everything."""
+def decode(
+    problem: Problem, resident: Mapping[Moment, frozenset[int]], early: bool = False
+) -> list[Moment]:
+    """Recomputations of a schedule that keeps no more at the moments than it is given; between
+    them it keeps everything.
+
+    Args:
+        resident: at each moment.
+        early: what is resident at a moment is there then, even if what reads it comes later;
+            otherwise recomputations are as late as possible.
+    """
     there: set[int] = set()
-    keys: list[tuple[int, int]] = []
+    keys: list[Moment] = []
+    by_stage: dict[int, dict[int, frozenset[int]]] = {}
+    for stage, node in sorted(resident):
+        by_stage.setdefault(stage, {})[node] = resident[stage, node]
     for stage in range(len(problem)):
-        if stage in resident:
-            there &= resident[stage]
-        stack = [i for i in problem.inputs[stage] if i not in there]
-        again: set[int] = set()
-        while stack:
-            i = stack.pop()
-            if i not in again:
-                again.add(i)
-                stack.extend(j for j in problem.inputs[i] if j not in there)
+        here = by_stage.get(stage, {})
+        wanted = _wanted(stage, here, by_stage.get(stage + 1, {})) if early else []
+        wanted += [(stage, i) for i in problem.inputs[stage]]
+        again = _recomputed(problem, wanted, there, here)
         keys.extend((stage, i) for i in sorted(again))
         there |= again
+        for node, kept in here.items():
+            there = {i for i in there if i in kept or (i in again and i >= node)}
         there.add(stage)
     return keys
+
+
+def _wanted(
+    stage: int, here: Mapping[int, frozenset[int]], next_stage: Mapping[int, frozenset[int]]
+) -> list[Moment]:
+    """What has to be there when a stage ends, or at a moment inside it, and by when: ``(node
+    whose computation finds it, result)``. What a moment inside a stage wants of later nodes than
+    its own, the stage before has to make."""
+    found = [(node, i) for node, kept in here.items() for i in kept if i < node]
+    found += [(stage, i) for node, kept in next_stage.items() for i in kept if node < i < stage]
+    return found
+
+
+def _recomputed(
+    problem: Problem, wanted: list[Moment], there: set[int], here: Mapping[int, frozenset[int]]
+) -> set[int]:
+    """What a stage computes again on demand. What is not resident at a moment inside it is there
+    for what runs before the moment, but not for what runs behind it."""
+    again: set[int] = set()
+    while wanted:
+        reader, i = wanted.pop()
+        is_there = i in there and all(i in kept for node, kept in here.items() if node < reader)
+        if not is_there and i not in again:
+            again.add(i)
+            wanted.extend((i, j) for j in problem.inputs[i])
+    return again

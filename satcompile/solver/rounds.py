@@ -59,7 +59,8 @@ class Rounds:
         started = time.perf_counter()
         self._annealing.run(_TRIAL, 0.3, 0.1)
         self._per_second = _TRIAL / (time.perf_counter() - started)
-        self._number, self._left, self._hot, self._length = 0, 0.0, _COLD, 1.0
+        self._number, self._left, self._length = 0, 0.0, 1.0
+        self._hot = self._temperature = _COLD
         self._pace = min(_SLOWEST, max(_FASTEST, time_limit_s / _USUAL_S))
         self.lowest_bytes = problem.peak_bytes
 

@@ -1,0 +1,35 @@
+"""Sizes in bytes as people write and read them: 4096, "6GiB", "800MB"."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+# ByteSize would read "6GiB or so" and "1,5GiB" up to where they stop making sense.
+_ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"
+
+
+def read_size(value: int | str) -> int:
+    """Bytes.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    if isinstance(value, str) and not re.fullmatch(_ONE_SIZE, value):
+        raise ValueError(f"{value!r} is not a size in bytes")
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise ValueError(f"{value!r} is not a size in bytes") from None
+
+
+def format_bytes(num_bytes: float | None) -> str:
+    """Binary units: 1.50 GiB."""
+    if num_bytes is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024 or unit == "GiB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
+        num_bytes /= 1024
+    raise AssertionError
