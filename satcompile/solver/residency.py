@@ -204,11 +204,10 @@ class Residency:
             for i, column in again.items():
                 if i < moment:
                     later.setdefault(i, []).append(column)
-        for (_, node), column in zip(
-            self.moments[number + 1 :], self._optional[number + 1 :], strict=True
-        ):
-            if column is not None and node < moment:
-                later.setdefault(node, []).append(column)
+        optional = zip(self.moments[number + 1 :], self._optional[number + 1 :], strict=True)
+        for (_, node), happens in optional:
+            if happens is not None and node < moment:
+                later.setdefault(node, []).append(happens)
         again_after = {i: self._column() for i in later}
         for i, column in again_after.items():
             self._row([(column, -1.0), *((c, 1.0) for c in later[i])], 0.0)
