@@ -17,10 +17,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from satcompile.solver.incremental import compiled, rows
 from satcompile.solver.problem import Infeasible, Problem, peak_bytes
-from satcompile.solver.replay import compiled
 from satcompile.solver.schedule import Schedule
-from satcompile.solver.tape import rows
 
 BOUND_KIND = "none: the order of first computations is free"
 _SHARE = 0.4  # of the time, for the order

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from satcompile.solver.annealing import Annealing
 from satcompile.solver.problem import Problem
 from satcompile.solver.residency import Moment
-from satcompile.solver.tape import Longs, plain_tape
 
 # What a round starts from, its first temperature in percent of the total time, and its length in
 # seconds at first; later rounds are longer.
@@ -46,14 +43,11 @@ class Rounds:
     def __init__(
         self, problem: Problem, budget_bytes: int, seed: int, time_limit_s: float = _USUAL_S
     ) -> None:
-        self._tape = plain_tape(problem.times, problem.num_bytes, problem.inputs)
-        self._nodes = len(problem)
+        self._problem = problem
         self._unit = (problem.total_time or 1.0) / 100
         self._budget_bytes, self._seed = budget_bytes, seed
-        self._annealing = Annealing(self._tape, budget_bytes, self._unit, seed)
-        self._nothing: Longs = np.zeros(0, np.int64)
+        self._annealing = Annealing(problem, budget_bytes, self._unit, seed)
         started = time.perf_counter()
-        self._annealing.start(self._nothing, price=1.0)
         self._annealing.run(1, _COLD, _COLD)
         self.compile_s = time.perf_counter() - started
         started = time.perf_counter()
@@ -67,7 +61,7 @@ class Rounds:
     def run(self, seconds: float, idea: list[Moment] | None = None) -> list[Moment] | None:
         """Go on for so long; the best plan so far, None while none fits."""
         if idea is not None:
-            self._begin(self._keys(idea), _IDEA_HOT, _IDEA_S)
+            self._begin(idea, _IDEA_HOT, _IDEA_S)
         elif self._left <= 0:
             self._next()
         seconds = min(seconds, self._left)
@@ -79,16 +73,10 @@ class Rounds:
         self._per_second += (moves / (time.perf_counter() - started) - self._per_second) / 2
         self._temperature = until
         self._left -= seconds
-        best = self._annealing.best
-        return (
-            None if best is None else [(int(k) // self._nodes, int(k) % self._nodes) for k in best]
-        )
+        return self._annealing.best
 
-    def _keys(self, moments: list[Moment]) -> Longs:
-        return np.array(sorted(s * self._nodes + i for s, i in moments), np.int64)
-
-    def _begin(self, keys: Longs, hot: float, length: float) -> None:
-        self._annealing.start(keys, price=1.0)
+    def _begin(self, keys: list[Moment], hot: float, length: float) -> None:
+        self._annealing.start(keys)
         self._hot = self._temperature = hot
         self._length = self._left = length * self._pace
 
@@ -101,15 +89,14 @@ class Rounds:
             best = self._within_budget()
             start, hot = _FROM_BEST, 1.0
         if start == _FROM_NOTHING or best is None:
-            self._begin(self._nothing, hot, length * _LONGER**turn)
+            self._begin([], hot, length * _LONGER**turn)
         else:
             self._begin(best, hot, length * _LONGER**turn)
 
-    def _within_budget(self) -> Longs | None:
-        """Keys of a plan that fits, whatever its time; None where a round finds none."""
+    def _within_budget(self) -> list[Moment] | None:
+        """A plan that fits, whatever its time; None where a round finds none."""
         self._seed += 1
-        search = Annealing(self._tape, self._budget_bytes, self._unit / _TIME_FREE, self._seed)
-        search.start(self._nothing, price=1.0)
+        search = Annealing(self._problem, self._budget_bytes, self._unit / _TIME_FREE, self._seed)
         search.run(int(self._per_second * self._pace), 0.3, 0.001)
         self.lowest_bytes = min(self.lowest_bytes, search.peak_bytes)
         return search.best
