@@ -112,7 +112,8 @@ class _Race:
     _is_compiling: bool = False
     _failure: BaseException | None = None
     _linear_bound: float = -1.0
-    _linear_model: Residency | None = None
+    _linear_moments: frozenset[Moment] = frozenset()
+    _is_whole: bool = False
 
     def run(self) -> Schedule:
         problem = self.problem
@@ -223,27 +224,29 @@ class _Race:
         return not self._refine(found.readings, moments, fits)
 
     def _relax_linearly(self, model: Residency, moments: set[Moment], limit_s: float) -> bool:
-        """The same where whole numbers take too long: by linear programs, until more moments do
-        not raise their bound; then the best of them in whole numbers, once."""
+        """The same where whole numbers take long: by linear programs, until more moments do not
+        raise their bound; then, from the best of them on, in whole numbers."""
         found = model.linear(limit_s)
         self._learn(found, moments)
         if not found.readings:
             return True
         better = found.bound > self._linear_bound
         if better:
-            self._linear_bound, self._linear_model = found.bound, model
+            self._linear_bound, self._linear_moments = found.bound, frozenset(moments)
         fits = self.offer(found.readings[0])
-        if not fits and (better or self.keys is None):
-            return not self._refine(found.readings, moments, fits)
-        if self._linear_model is None:
-            return True
-        best, self._linear_model = self._linear_model, None
-        best.fix(self.extra)
-        whole = best.solve(TOLERANCE / 2 * self.problem.total_time, self.limit_s - self.elapsed_s)
-        self._learn(whole, best.moments)
-        if whole.readings and not self.offer(whole.readings[0]):
-            self._ideas.append(whole.readings[0])
-        return True
+        if not self._is_whole:
+            if not fits and better:
+                return not self._refine(found.readings, moments, fits)
+            self._is_whole = True
+            moments.clear()
+            moments |= self._linear_moments
+            return False
+        model.fix(self.extra)
+        whole = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
+        self._learn(whole, moments)
+        if not whole.readings:
+            return limit_s >= self.limit_s - self.elapsed_s
+        return not self._refine(whole.readings, moments, self.offer(whole.readings[0]))
 
     def _learn(self, found: Relaxed, moments: Iterable[Moment]) -> None:
         kind = ANY if all(stage == node for stage, node in moments) else IN_ORDER
@@ -303,13 +306,18 @@ class _Race:
         self.limit_s += rounds.compile_s
         self._is_compiling = False
         while not self.is_over:
-            idea = self._ideas.pop() if self._ideas else None
-            keys = rounds.run(_CHUNK_S, idea)
+            keys = rounds.run(_CHUNK_S, self._latest_idea() if rounds.is_between_rounds else None)
             if keys is not None:
                 self.offer(keys)
             else:
                 self.lowest_bytes = min(self.lowest_bytes, rounds.lowest_bytes)
             self._tell()
+
+    def _latest_idea(self) -> list[Moment] | None:
+        """What the latest relaxation suggests; earlier ones are worse, as they had fewer moments."""
+        idea = self._ideas.pop() if self._ideas else None
+        self._ideas.clear()
+        return idea
 
 
 def _steps(count: int, keys: Iterable[Moment]) -> list[Moment]:
