@@ -1,9 +1,8 @@
 """Schedules within a budget: a proof from one side, a search from the other, at the same time.
 
 From below, relaxations that look at memory in few moments (``residency``), of which more are added
-where the decoded solution is over the budget. From above, annealing over exact replays
-(``annealing``), which also starts from what the relaxations suggest. Neither waits for the other:
-HiGHS and the compiled search each keep one processor busy. Where the first relaxations already
+where the decoded solution is over the budget. From above, annealing (``annealing``), which also
+starts from what the relaxations suggest. Neither waits for the other: HiGHS and the compiled search each keep one processor busy. Where the first relaxations already
 decode into something that fits, nothing else is started.
 
 Not optimal where time runs out: the schedule is valid and its gap to the bound is what is known.
@@ -216,7 +215,7 @@ class _Race:
         found = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
         self._learn(found, moments)
         if not found.readings:
-            return limit_s >= self.limit_s - self.elapsed_s
+            return self._is_empty(found) or limit_s >= self.limit_s - self.elapsed_s
         fits = self.offer(found.readings[0])
         if fits and (self.is_proven or not found.optimal):
             return self.is_proven
@@ -245,7 +244,7 @@ class _Race:
         whole = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
         self._learn(whole, moments)
         if not whole.readings:
-            return limit_s >= self.limit_s - self.elapsed_s
+            return self._is_empty(whole) or limit_s >= self.limit_s - self.elapsed_s
         return not self._refine(whole.readings, moments, self.offer(whole.readings[0]))
 
     def _learn(self, found: Relaxed, moments: Iterable[Moment]) -> None:
@@ -253,6 +252,15 @@ class _Race:
         if found.bound < math.inf:
             self.bounds[kind] = max(self.bounds[kind], min(found.bound, self.extra))
         self._tell()
+
+    def _is_empty(self, found: Relaxed) -> bool:
+        """Whether nothing in the class fits. The search knows no schedules but those of the class
+        (``IN_ORDER``), and need not go on."""
+        if found.bound < math.inf:
+            return False
+        if self.keys is None:
+            self._over.set()
+        return True
 
     def _refine(self, readings: Sequence[list[Moment]], moments: set[Moment], fits: bool) -> bool:
         """Hand a plan that is over the budget to the search, and look at memory there from now
