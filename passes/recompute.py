@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from satcompile.emission import why_order_is_kept
-from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
+from satcompile.retention import RetentionPlan
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
 from satcompile.solver.step import Phase, StepProfile
 from satcompile.torch_compat import default_saved_values, is_symbolic
@@ -56,11 +56,11 @@ class Recompute:
     saved_limit_bytes: int | None = None
     default_within_bytes: int = 0
     default_saved: tuple[str, ...] = ()
-    whole: Plan | None = None
+    whole: RetentionPlan | None = None
 
     name = "recompute"
 
-    def run(self, problem: PlanningProblem) -> Plan:
+    def run(self, problem: PlanningProblem) -> RetentionPlan:
         """Decide for one joint graph."""
         nodes = self._default_saved(problem)
         search = budget_search(problem, self.effort)
@@ -92,7 +92,9 @@ class Recompute:
             problem, chosen, default_profile, tensors, scalars, nodes, bound_us=bound_us
         )
 
-    def prefers(self, plan: Plan, step_us: float, other: Plan, other_step_us: float) -> bool:
+    def prefers(
+        self, plan: RetentionPlan, step_us: float, other: RetentionPlan, other_step_us: float
+    ) -> bool:
         """Whether ``plan`` is better than ``other``, of steps that take so long without them:
         faster, if both are within the limits; else the one that is; else the lower one."""
         fits, other_fits = self._is_within(plan), self._is_within(other)
@@ -102,7 +104,7 @@ class Recompute:
             return plan.time_us + step_us < other.time_us + other_step_us
         return fits
 
-    def _is_within(self, plan: Plan) -> bool:
+    def _is_within(self, plan: RetentionPlan) -> bool:
         saved_bytes = plan.profile.saved_bytes
         return (self.limit_bytes is None or plan.profile.peak_bytes <= self.limit_bytes) and (
             self.saved_limit_bytes is None or saved_bytes <= self.saved_limit_bytes
@@ -126,13 +128,13 @@ class Recompute:
         default_saved: list[fx.Node],
         bound_us: float = 0.0,
         is_default: bool = False,
-    ) -> Plan:
+    ) -> RetentionPlan:
         again = [
             problem.operations[index]
             for index in sorted(set(chosen.backward_order))
             if problem.step.operations[index].phase is Phase.FORWARD
         ]
-        return Plan(
+        return RetentionPlan(
             saved=chosen.saved,
             recomputed=tuple(again),
             operations=problem.operations,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from satcompile.emission import emit
-from satcompile.plan import Plan
+from satcompile.retention import RetentionPlan
 from satcompile.torch_compat import extract_modules, finish_modules, is_opaque
 from satcompile.training_graph import TrainingGraph
 
@@ -31,7 +31,7 @@ class Partition:
     num_outputs: int
 
 
-def partition(graph: TrainingGraph, plan: Plan) -> Partition:
+def partition(graph: TrainingGraph, plan: RetentionPlan) -> Partition:
     """Split the joint graph as the plan says."""
     tensors = [node for node in plan.crossing if not is_opaque(node)]
     opaque = [node for node in plan.crossing if is_opaque(node)]

@@ -20,8 +20,8 @@ from satcompile.passes.chunked_loss import ChunkedLoss
 from satcompile.passes.recompute import Recompute
 from satcompile.passes.sparse_forward import SparseForward
 from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
-from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
+from satcompile.retention import RetentionPlan
 from satcompile.training_graph import TrainingGraph
 from satcompile.verify import Reference, check_joint, check_partition, check_rewritten, reference
 from satcompile.verify_sparse import check_slots
@@ -51,7 +51,7 @@ class Outcome:
 
     problem: PlanningProblem
     chunking_us: float
-    plan: Plan
+    plan: RetentionPlan
     parts: Partition
     passes: tuple[PassRecord, ...]
 
@@ -128,7 +128,7 @@ def run(
 
 def _planned(
     problem: PlanningProblem, recompute: Recompute, before: Reference, records: list[PassRecord]
-) -> Plan:
+) -> RetentionPlan:
     """Recompute is the last of the joint passes: it plans for the graph as it will run."""
     started = time.perf_counter()
     with _progress(f"{recompute.name}: planning {len(problem.operations)} operations"):
@@ -141,11 +141,11 @@ def _planned(
 
 def _cheaper_in_chunks(
     problem: PlanningProblem,
-    plan: Plan,
+    plan: RetentionPlan,
     recompute: Recompute,
     before: Reference,
     records: list[PassRecord],
-) -> tuple[PlanningProblem, Plan]:
+) -> tuple[PlanningProblem, RetentionPlan]:
     """The graph with its vocabulary in chunks and its plan, where that is the better one."""
     started = time.perf_counter()
     chunked_loss = ChunkedLoss(plan.profile.peak_bytes)
@@ -172,7 +172,7 @@ def _since(started: float, name: str, changed: str) -> PassRecord:
     return PassRecord(name, (time.perf_counter() - started) * 1e6, changed)
 
 
-def _describe(plan: Plan) -> str:
+def _describe(plan: RetentionPlan) -> str:
     if plan.is_default:
         return f"torch's own plan: {len(plan.saved)} values saved"
     often = sum(1 for node in plan.recomputed if plan.times_computed[node] > 2)

@@ -34,8 +34,8 @@ from torch import fx
 from satcompile.emission import COPY_OF
 from satcompile.errors import VerificationError
 from satcompile.partition import Partition
-from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem, is_mutation, is_random
+from satcompile.retention import RetentionPlan
 from satcompile.solver.step import StepProfile, simulate_orders
 from satcompile.sparsity.operators import dense_form
 from satcompile.torch_compat import is_rng_replay, is_rng_save, recompute_tag
@@ -246,7 +246,7 @@ def _replace_numbers(key: Any, memo: dict[Number, int]) -> Any:
 def check_partition(
     joint: Reference,
     parts: Partition,
-    plan: Plan,
+    plan: RetentionPlan,
     problem: PlanningProblem | None,
     passed: Iterable[str] = (),
 ) -> None:
@@ -416,7 +416,7 @@ def _check_random(parts: Partition, joint: Reference, passed: Iterable[str]) -> 
 
 
 def _check_peak(
-    parts: Partition, plan: Plan, problem: PlanningProblem, passed: Iterable[str]
+    parts: Partition, plan: RetentionPlan, problem: PlanningProblem, passed: Iterable[str]
 ) -> None:
     found = simulate_emitted(parts, plan, problem)
     promised = plan.profile.peak_bytes
@@ -430,7 +430,9 @@ def _check_peak(
         )
 
 
-def simulate_emitted(parts: Partition, plan: Plan, problem: PlanningProblem) -> StepProfile:
+def simulate_emitted(
+    parts: Partition, plan: RetentionPlan, problem: PlanningProblem
+) -> StepProfile:
     """Memory of the graphs as they stand, in their own order and with all copies."""
     number = {node.name: index for index, node in enumerate(problem.operations)}
     orders = [

@@ -12,8 +12,8 @@ from torch import fx
 from satcompile.inductor import Attempt
 from satcompile.options import Options
 from satcompile.partition import Partition
-from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
+from satcompile.retention import RetentionPlan
 
 
 class _Partitioned(BaseException):
@@ -35,7 +35,7 @@ class Planned:
     """What the backend has made of a model when it hands over to Inductor."""
 
     problem: PlanningProblem
-    plan: Plan
+    plan: RetentionPlan
     parts: Partition
 
 

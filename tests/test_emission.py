@@ -19,9 +19,9 @@ from satcompile.errors import VerificationError
 from satcompile.inductor import Attempt
 from satcompile.options import Options
 from satcompile.partition import Partition, partition
-from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
 from satcompile.report.rows import recomputed_rows
+from satcompile.retention import RetentionPlan
 from satcompile.solver import two_phase
 from satcompile.solver.step import Phase, backward_order, forward_order, simulate_orders
 from satcompile.verify import check_partition, reference, simulate_emitted
@@ -70,7 +70,9 @@ def with_more_copies(
     return longer
 
 
-def some_plan(problem: PlanningProblem, plan: Plan, chance: random.Random) -> Plan:
+def some_plan(
+    problem: PlanningProblem, plan: RetentionPlan, chance: random.Random
+) -> RetentionPlan:
     """A random valid plan for the same graph; most of its copies are of no use."""
     step, saved = problem.step, some_saved(problem, chance)
     forward = forward_order(step, saved)
@@ -92,7 +94,7 @@ class Emitted(Attempt):
     """A compilation with a plan of the test's, whose graphs run uncompiled."""
 
     chance: random.Random
-    checked: tuple[Plan, Partition]
+    checked: tuple[RetentionPlan, Partition]
 
     def partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any

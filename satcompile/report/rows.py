@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile.plan import Plan
 from satcompile.planning_problem import PlanningProblem
 from satcompile.report.data import ValueRow
+from satcompile.retention import RetentionPlan
 from satcompile.torch_compat import size_hint
 from satcompile.training_graph import storage_bytes
 
 
-def saved_rows(problem: PlanningProblem, plan: Plan) -> list[ValueRow]:
+def saved_rows(problem: PlanningProblem, plan: RetentionPlan) -> list[ValueRow]:
     """What occupies memory between forward and backward (parameters and inputs do anyway)."""
     nodes = [problem.storages[index] for index in plan.saved]
     return _sorted(_row(node, copies=1) for node in nodes if node.op == "call_function")
 
 
-def recomputed_rows(plan: Plan) -> list[ValueRow]:
+def recomputed_rows(plan: RetentionPlan) -> list[ValueRow]:
     """What the backward computes again; ``copies`` counts its computation in the forward too."""
     return _sorted(_row(node, copies=plan.times_computed[node]) for node in plan.recomputed)
 

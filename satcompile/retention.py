@@ -14,7 +14,7 @@ from satcompile.solver.step import StepProfile
 
 
 @dataclass(frozen=True)
-class Plan:
+class RetentionPlan:
     """The outcome of the recompute pass for one joint graph.
 
     Attributes:
