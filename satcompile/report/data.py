@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from satcompile.report.sparsity import SparsityReport
+from satcompile.report.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class GraphReport:
         notes: what else a reader must know.
         sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
             without the option.
+        timeline: memory over the step, simulated; made at the first look. Where ``prediction``
+            is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
+        default_timeline: the same for torch.compile's own plan.
     """
 
     name: str
@@ -102,6 +106,8 @@ class GraphReport:
     sparsity: SparsityReport | None = None
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
+    _timeline: Any = field(default=None, repr=False)
+    _default_timeline: Any = field(default=None, repr=False)
 
     @property
     def resident_bytes(self) -> int:
@@ -125,6 +131,21 @@ class GraphReport:
         if callable(self._default):
             self._default = self._default()
         return self._default
+
+    @property
+    def timeline(self) -> Timeline | None:
+        if callable(self._timeline):
+            self._timeline = self._timeline()
+        return self._above_resident(self._timeline)
+
+    @property
+    def default_timeline(self) -> Timeline | None:
+        if callable(self._default_timeline):
+            self._default_timeline = self._default_timeline()
+        return self._above_resident(self._default_timeline)
+
+    def _above_resident(self, found: Timeline | None) -> Timeline | None:
+        return None if found is None else found.above(self.resident_bytes + self.beside_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -151,7 +172,13 @@ class GraphReport:
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
+            "timeline": _data(self.timeline),
+            "default_timeline": _data(self.default_timeline),
         }
+
+
+def _data(timeline: Timeline | None) -> dict[str, Any] | None:
+    return None if timeline is None else timeline.to_dict()
 
 
 @dataclass(frozen=True)
