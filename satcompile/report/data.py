@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from satcompile.curve import CurvePoint
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.timeline import Timeline
 
@@ -83,6 +84,8 @@ class GraphReport:
         timeline: memory over the step, simulated; made at the first look. Where ``prediction``
             is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
         default_timeline: the same for torch.compile's own plan.
+        curve: plans at other limits, with what is resident; made at the first look, which takes
+            as long as planning the graph about eight times. Empty where none is known.
     """
 
     name: str
@@ -106,6 +109,7 @@ class GraphReport:
     sparsity: SparsityReport | None = None
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
+    _curve: Any = field(default=(), repr=False)
     _timeline: Any = field(default=None, repr=False)
     _default_timeline: Any = field(default=None, repr=False)
 
@@ -131,6 +135,15 @@ class GraphReport:
         if callable(self._default):
             self._default = self._default()
         return self._default
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        if callable(self._curve):
+            if callable(self._floor):
+                self.floor_bytes  # noqa: B018 - the search knows more later: the same either way
+            self._curve = tuple(self._curve())
+        base_bytes = self.resident_bytes + self.beside_bytes
+        return tuple(point.above(base_bytes) for point in self._curve)
 
     @property
     def timeline(self) -> Timeline | None:
@@ -172,6 +185,8 @@ class GraphReport:
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
+            # Costly, so only where somebody has asked for it already.
+            "curve": None if callable(self._curve) else [point.to_dict() for point in self.curve],
             "timeline": _data(self.timeline),
             "default_timeline": _data(self.default_timeline),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from satcompile.curve import curve
 from satcompile.generated_code import StepWalk
 from satcompile.inductor import Attempt
 from satcompile.report.data import GraphReport, PassRow
@@ -34,9 +35,10 @@ def graph_report(
         default: bytes that a step of torch's own plan allocates, and how that is known; called
             when somebody asks.
     """
-    assert attempt.outcome is not None and attempt.problem is not None
+    outcome = attempt.outcome
+    assert outcome is not None and attempt.problem is not None
     step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
-    plan, problem, whole = attempt.outcome.plan, attempt.problem, attempt.outcome.whole
+    plan, problem, whole = outcome.plan, attempt.problem, outcome.whole
     forward_us = problem.forward_time_us
     # What the simulation did not see in this plan, it will not have seen in the lowest one.
     unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
@@ -71,6 +73,9 @@ def graph_report(
         else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
+        _curve=lambda: curve(
+            problem, attempt.options.solver_effort, plan, attempt.search, outcome.chunking_us
+        ),
         _timeline=lambda: plan_timeline(problem, plan),
         _default_timeline=lambda: default_timeline(whole, plan),
     )
