@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from satcompile.curve import CurvePoint
 from satcompile.report.sparsity import SparsityReport
@@ -44,13 +44,42 @@ class ValueRow:
         }}  # fmt: skip
 
 
+class GraphTexts(Protocol):
+    """A graph before and after something."""
+
+    def before(self) -> str: ...
+    def after(self) -> str: ...
+    def diff(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class PassRow:
-    """A pass that ran on the graph: its name, its time, and what it changed."""
+    """A pass that ran on the graph: its name, its time, and what it changed.
+
+    Attributes:
+        before, after: the graph as text, a line a node; None where the pass left it alone.
+        diff: between the two, in unified form.
+    """
 
     name: str
     time_us: float
     changed: str
+    _change: GraphTexts | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def before(self) -> str | None:
+        return None if self._change is None else self._change.before()
+
+    @property
+    def after(self) -> str | None:
+        return None if self._change is None else self._change.after()
+
+    @property
+    def diff(self) -> str | None:
+        return None if self._change is None else self._change.diff()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "time_us": self.time_us, "changed": self.changed}
 
 
 @dataclass
@@ -180,7 +209,7 @@ class GraphReport:
             "bound_kind": self.bound_kind,
             "saved": [row.to_dict() for row in self.saved],
             "recomputed": [row.to_dict() for row in self.recomputed],
-            "passes": [asdict(row) for row in self.passes],
+            "passes": [row.to_dict() for row in self.passes],
             "beside_bytes": self.beside_bytes,
             "rounds": self.rounds,
             "notes": list(self.notes),

@@ -65,7 +65,7 @@ def graph_report(
         bound_kind=plan.bound_kind,
         saved=saved_rows(problem, plan),
         recomputed=recomputed_rows(plan),
-        passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.passes],
+        passes=[PassRow(p.name, p.time_us, p.changed, p.change) for p in attempt.passes],
         rounds=rounds,
         notes=notes,
         sparsity=None
