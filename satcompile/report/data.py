@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from satcompile.curve import CurvePoint
+from satcompile.report.files import ending_of, write_whole
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.timeline import Timeline
 
@@ -241,12 +242,19 @@ class Report:
         return {"format": 1, "graphs": [graph.to_dict() for graph in self.graphs]}
 
     def save(self, path: str | Path) -> None:
-        """Write the report; the name must end in ``.json``.
+        """Write the report: a page to read (``.html``) or data (``.json``).
+
+        The page shows plans at other budgets, too, which are made for it: that takes as long as
+        planning the graph about eight times.
 
         Raises:
-            ValueError: another ending.
+            OptionError: another ending.
+            FileError: the file cannot be written; nothing is left half-written.
         """
         path = Path(path)
-        if path.suffix != ".json":
-            raise ValueError(f"{path.name!r}: a report is saved as .json in this version.")
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        if ending_of(path, "a report") == ".html":
+            from satcompile.report.page import render_page
+
+            write_whole(path, render_page(self))
+        else:
+            write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,16 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from satcompile.report.data import GraphReport, Report, ValueRow
+from satcompile.report.folding import fold_layers
 from satcompile.report.sparsity import SparsityReport
-from satcompile.sizes import format_bytes
+from satcompile.sizes import format_bytes, format_time
 
 _ROWS = 12
-
-
-def format_time(time_us: float) -> str:
-    if time_us < 1e3:
-        return f"{time_us:.0f} us"
-    return f"{time_us / 1e3:.1f} ms" if time_us < 1e6 else f"{time_us / 1e6:.2f} s"
 
 
 def render(report: Report, width: int = 110) -> str:
@@ -84,7 +78,7 @@ def _summary(graph: GraphReport) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(style=None, no_wrap=True)
     table.add_column()
-    table.add_row("budget", _budget(graph))
+    table.add_row("budget", budget_text(graph))
     table.add_row(
         "predicted peak", f"{format_bytes(graph.predicted_peak_bytes)}  (by {graph.prediction})"
     )
@@ -111,7 +105,8 @@ def _summary(graph: GraphReport) -> Table:
     return table
 
 
-def _budget(graph: GraphReport) -> str:
+def budget_text(graph: GraphReport) -> str:
+    """What was asked, in words."""
     if graph.budget_bytes is None:
         return "none: no more memory and no more time than torch.compile's default"
     reserve = f", {format_bytes(graph.reserve_bytes)} of it reserved" if graph.reserve_bytes else ""
@@ -135,26 +130,3 @@ def _values(title: str, rows: Sequence[ValueRow]) -> Table:
         count = sum(count for _, count in rest)
         table.add_row("others", format_bytes(total), "", "", "", "", f"{count}")
     return table
-
-
-def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
-    """Values of identical layers as one row with a count, largest sum first.
-
-    Identical: same shape, dtype and source line, in modules that differ in numbers only
-    (``h.0.mlp`` and ``h.7.mlp`` become ``h.*.mlp``).
-    """
-    groups: dict[tuple, list[ValueRow]] = {}
-    for row in rows:
-        module = re.sub(r"\b\d+\b", "*", row.module)
-        key = (module, row.source, row.dtype, row.shape, re.sub(r"_\d+$", "", row.name))
-        groups.setdefault(key, []).append(row)
-    folded = []
-    for (module, *_), members in groups.items():
-        first = members[0]
-        name = first.name if len(members) == 1 else re.sub(r"_\d+$", "", first.name) + "_*"
-        shown = first.module if len(members) == 1 else module
-        row = ValueRow(
-            name, first.num_bytes, first.dtype, first.shape, shown, first.source, first.copies
-        )
-        folded.append((row, len(members)))
-    return sorted(folded, key=lambda item: -item[0].num_bytes * item[1])
