@@ -6,15 +6,18 @@ All sizes are bytes, all times microseconds; formatting happens where things are
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from satcompile.curve import CurvePoint
 from satcompile.report.files import ending_of, write_whole
-from satcompile.report.sparsity import SparsityReport
+from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.report.timeline import Timeline
+
+if TYPE_CHECKING:
+    from satcompile.report.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class ValueRow:
     module: str
     source: str
     copies: int
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> ValueRow:
+        row = {**row, "num_bytes": row["bytes"], "shape": tuple(row["shape"])}
+        return cls(**{each.name: row[each.name] for each in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
         row = asdict(self)
@@ -136,10 +144,10 @@ class GraphReport:
     rounds: int = 1
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
-    sparsity: SparsityReport | None = None
+    sparsity: SparsityReport | SavedSparsity | None = None
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
-    _curve: Any = field(default=(), repr=False)
+    _curve: Any = field(default=None, repr=False)
     _timeline: Any = field(default=None, repr=False)
     _default_timeline: Any = field(default=None, repr=False)
 
@@ -173,7 +181,7 @@ class GraphReport:
                 self.floor_bytes  # noqa: B018 - the search knows more later: the same either way
             self._curve = tuple(self._curve())
         base_bytes = self.resident_bytes + self.beside_bytes
-        return tuple(point.above(base_bytes) for point in self._curve)
+        return tuple(point.above(base_bytes) for point in self._curve or ())
 
     @property
     def timeline(self) -> Timeline | None:
@@ -240,6 +248,17 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys."""
         return {"format": 1, "graphs": [graph.to_dict() for graph in self.graphs]}
+
+    def compare(self, other: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
+        """What is different in ``other``: another budget, or another version of the model.
+
+        Args:
+            other: the later of the two.
+            names: what the two are called.
+        """
+        from satcompile.report.comparison import compare
+
+        return compare(self, other, names)
 
     def save(self, path: str | Path) -> None:
         """Write the report: a page to read (``.html``) or data (``.json``).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +13,10 @@ from rich.table import Table
 from satcompile.report.data import GraphReport, Report, ValueRow
 from satcompile.report.folding import fold_layers
 from satcompile.report.sparsity import SparsityReport
-from satcompile.sizes import format_bytes, format_time
+from satcompile.sizes import format_bytes, format_change, format_time
+
+if TYPE_CHECKING:
+    from satcompile.report.comparison import Comparison, GraphComparison
 
 _ROWS = 12
 
@@ -24,6 +28,56 @@ def render(report: Report, width: int = 110) -> str:
     for graph in report.graphs:
         _render_graph(graph, console)
     return out.getvalue().rstrip() + "\n"
+
+
+def render_comparison(comparison: Comparison, width: int = 110) -> str:
+    """Plain text, at most ``width`` columns."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, highlight=False)
+    for graph in comparison.graphs:
+        _render_graph_comparison(graph, comparison.names, console)
+    pairs = (comparison.only_before, comparison.only_after)
+    for name, graphs in zip(comparison.names, pairs, strict=True):
+        if graphs:
+            console.print(escape(f"only in {name}: {', '.join(graphs)}"))
+    return out.getvalue().rstrip() + "\n"
+
+
+def _render_graph_comparison(
+    graph: GraphComparison, names: tuple[str, str], console: Console
+) -> None:
+    console.rule(escape(f"graph {graph.name}"), align="left", characters="-")
+    heads = [escape(name) for name in names]
+    figures = Table("", *heads, "change", box=None)
+    for row in graph.rows():
+        figures.add_row(*row)
+    console.print(figures)
+    if graph.values:
+        values = Table(
+            "value", "module", "source", *heads, "saved bytes",
+            title="values treated in another way", title_justify="left", box=None,
+        )  # fmt: skip
+        for value in graph.values[:_ROWS]:
+            values.add_row(
+                escape(value.name), escape(value.module), escape(value.source),
+                str(value.before), str(value.after), format_change(value.more_saved_bytes),
+            )  # fmt: skip
+        if rest := graph.values[_ROWS:]:
+            more = format_change(sum(value.more_saved_bytes for value in rest))
+            values.add_row(f"{len(rest)} others", "", "", "", "", more)
+        console.print(values)
+    else:
+        console.print("every value is treated as before")
+    if graph.passes:
+        passes = Table("pass", *heads, title="passes", title_justify="left", box=None)
+        for each in graph.passes:
+            texts = (
+                "did not run" if text is None else escape(text)
+                for text in (each.before, each.after)
+            )
+            passes.add_row(escape(each.name), *texts)
+        console.print(passes)
+    console.print()
 
 
 def _render_graph(graph: GraphReport, console: Console) -> None:
