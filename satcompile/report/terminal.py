@@ -12,7 +12,7 @@ from rich.table import Table
 
 from satcompile.report.data import GraphReport, Report, ValueRow
 from satcompile.report.folding import fold_layers
-from satcompile.report.sparsity import SparsityReport
+from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.sizes import format_bytes, format_change, format_time
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _render_graph(graph: GraphReport, console: Console) -> None:
     console.print()
 
 
-def _render_sparsity(sparsity: SparsityReport, console: Console) -> None:
+def _render_sparsity(sparsity: SparsityReport | SavedSparsity, console: Console) -> None:
     step = "before the first step"
     if sparsity.step is not None:
         step = f"after {sparsity.step} steps; step {sparsity.next_choice} (from 0) scores all tiles"
