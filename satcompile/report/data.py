@@ -6,12 +6,18 @@ All sizes are bytes, all times microseconds; formatting happens where things are
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from satcompile.report.sparsity import SparsityReport
+from satcompile.curve import CurvePoint
+from satcompile.report.files import ending_of, write_whole
+from satcompile.report.sparsity import SavedSparsity, SparsityReport
+from satcompile.report.timeline import Timeline
+
+if TYPE_CHECKING:
+    from satcompile.report.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ class ValueRow:
     source: str
     copies: int
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> ValueRow:
+        row = {**row, "num_bytes": row["bytes"], "shape": tuple(row["shape"])}
+        return cls(**{each.name: row[each.name] for each in fields(cls)})
+
     def to_dict(self) -> dict[str, Any]:
         row = asdict(self)
         return {"name": row["name"], "bytes": row["num_bytes"], **{
@@ -42,13 +53,42 @@ class ValueRow:
         }}  # fmt: skip
 
 
+class GraphTexts(Protocol):
+    """A graph before and after something."""
+
+    def before(self) -> str: ...
+    def after(self) -> str: ...
+    def diff(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class PassRow:
-    """A pass that ran on the graph: its name, its time, and what it changed."""
+    """A pass that ran on the graph: its name, its time, and what it changed.
+
+    Attributes:
+        before, after: the graph as text, a line a node; None where the pass left it alone.
+        diff: between the two, in unified form.
+    """
 
     name: str
     time_us: float
     changed: str
+    _change: GraphTexts | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def before(self) -> str | None:
+        return None if self._change is None else self._change.before()
+
+    @property
+    def after(self) -> str | None:
+        return None if self._change is None else self._change.after()
+
+    @property
+    def diff(self) -> str | None:
+        return None if self._change is None else self._change.diff()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "time_us": self.time_us, "changed": self.changed}
 
 
 @dataclass
@@ -79,6 +119,11 @@ class GraphReport:
         notes: what else a reader must know.
         sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
             without the option.
+        timeline: memory over the step, simulated; made at the first look. Where ``prediction``
+            is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
+        default_timeline: the same for torch.compile's own plan.
+        curve: plans at other limits, with what is resident; made at the first look, which takes
+            as long as planning the graph about eight times. Empty where none is known.
     """
 
     name: str
@@ -99,9 +144,12 @@ class GraphReport:
     rounds: int = 1
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
-    sparsity: SparsityReport | None = None
+    sparsity: SparsityReport | SavedSparsity | None = None
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
+    _curve: Any = field(default=None, repr=False)
+    _timeline: Any = field(default=None, repr=False)
+    _default_timeline: Any = field(default=None, repr=False)
 
     @property
     def resident_bytes(self) -> int:
@@ -126,6 +174,30 @@ class GraphReport:
             self._default = self._default()
         return self._default
 
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        if callable(self._curve):
+            if callable(self._floor):
+                self.floor_bytes  # noqa: B018 - the search knows more later: the same either way
+            self._curve = tuple(self._curve())
+        base_bytes = self.resident_bytes + self.beside_bytes
+        return tuple(point.above(base_bytes) for point in self._curve or ())
+
+    @property
+    def timeline(self) -> Timeline | None:
+        if callable(self._timeline):
+            self._timeline = self._timeline()
+        return self._above_resident(self._timeline)
+
+    @property
+    def default_timeline(self) -> Timeline | None:
+        if callable(self._default_timeline):
+            self._default_timeline = self._default_timeline()
+        return self._above_resident(self._default_timeline)
+
+    def _above_resident(self, found: Timeline | None) -> Timeline | None:
+        return None if found is None else found.above(self.resident_bytes + self.beside_bytes)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -146,12 +218,20 @@ class GraphReport:
             "bound_kind": self.bound_kind,
             "saved": [row.to_dict() for row in self.saved],
             "recomputed": [row.to_dict() for row in self.recomputed],
-            "passes": [asdict(row) for row in self.passes],
+            "passes": [row.to_dict() for row in self.passes],
             "beside_bytes": self.beside_bytes,
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
+            # Costly, so only where somebody has asked for it already.
+            "curve": None if callable(self._curve) else [point.to_dict() for point in self.curve],
+            "timeline": _data(self.timeline),
+            "default_timeline": _data(self.default_timeline),
         }
+
+
+def _data(timeline: Timeline | None) -> dict[str, Any] | None:
+    return None if timeline is None else timeline.to_dict()
 
 
 @dataclass(frozen=True)
@@ -169,13 +249,31 @@ class Report:
         """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys."""
         return {"format": 1, "graphs": [graph.to_dict() for graph in self.graphs]}
 
+    def compare(self, other: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
+        """What is different in ``other``: another budget, or another version of the model.
+
+        Args:
+            other: the later of the two.
+            names: what the two are called.
+        """
+        from satcompile.report.comparison import compare
+
+        return compare(self, other, names)
+
     def save(self, path: str | Path) -> None:
-        """Write the report; the name must end in ``.json``.
+        """Write the report: a page to read (``.html``) or data (``.json``).
+
+        The page shows plans at other budgets, too, which are made for it: that takes as long as
+        planning the graph about eight times.
 
         Raises:
-            ValueError: another ending.
+            OptionError: another ending.
+            FileError: the file cannot be written; nothing is left half-written.
         """
         path = Path(path)
-        if path.suffix != ".json":
-            raise ValueError(f"{path.name!r}: a report is saved as .json in this version.")
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        if ending_of(path, "a report") == ".html":
+            from satcompile.report.page import render_page
+
+            write_whole(path, render_page(self))
+        else:
+            write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")

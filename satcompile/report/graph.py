@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from satcompile.curve import curve
 from satcompile.generated_code import StepWalk
 from satcompile.inductor import Attempt
 from satcompile.report.data import GraphReport, PassRow
+from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.report.sparsity import SparsityReport
 from satcompile.residency import Residency
@@ -33,9 +35,10 @@ def graph_report(
         default: bytes that a step of torch's own plan allocates, and how that is known; called
             when somebody asks.
     """
-    assert attempt.outcome is not None and attempt.problem is not None
+    outcome = attempt.outcome
+    assert outcome is not None and attempt.problem is not None
     step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
-    plan, problem = attempt.outcome.plan, attempt.problem
+    plan, problem, whole = outcome.plan, attempt.problem, outcome.whole
     forward_us = problem.forward_time_us
     # What the simulation did not see in this plan, it will not have seen in the lowest one.
     unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
@@ -62,7 +65,7 @@ def graph_report(
         bound_kind=plan.bound_kind,
         saved=saved_rows(problem, plan),
         recomputed=recomputed_rows(plan),
-        passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.passes],
+        passes=[PassRow(p.name, p.time_us, p.changed, p.change) for p in attempt.passes],
         rounds=rounds,
         notes=notes,
         sparsity=None
@@ -70,4 +73,9 @@ def graph_report(
         else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
+        _curve=lambda: curve(
+            problem, attempt.options.solver_effort, plan, attempt.search, outcome.chunking_us
+        ),
+        _timeline=lambda: plan_timeline(problem, plan),
+        _default_timeline=lambda: default_timeline(whole, plan),
     )

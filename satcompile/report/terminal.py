@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from satcompile.report.data import GraphReport, Report, ValueRow
-from satcompile.report.sparsity import SparsityReport
-from satcompile.sizes import format_bytes
+from satcompile.report.folding import fold_layers
+from satcompile.report.sparsity import SavedSparsity, SparsityReport
+from satcompile.sizes import format_bytes, format_change, format_time
+
+if TYPE_CHECKING:
+    from satcompile.report.comparison import Comparison, GraphComparison
 
 _ROWS = 12
-
-
-def format_time(time_us: float) -> str:
-    if time_us < 1e3:
-        return f"{time_us:.0f} us"
-    return f"{time_us / 1e3:.1f} ms" if time_us < 1e6 else f"{time_us / 1e6:.2f} s"
 
 
 def render(report: Report, width: int = 110) -> str:
@@ -30,6 +28,56 @@ def render(report: Report, width: int = 110) -> str:
     for graph in report.graphs:
         _render_graph(graph, console)
     return out.getvalue().rstrip() + "\n"
+
+
+def render_comparison(comparison: Comparison, width: int = 110) -> str:
+    """Plain text, at most ``width`` columns."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, highlight=False)
+    for graph in comparison.graphs:
+        _render_graph_comparison(graph, comparison.names, console)
+    pairs = (comparison.only_before, comparison.only_after)
+    for name, graphs in zip(comparison.names, pairs, strict=True):
+        if graphs:
+            console.print(escape(f"only in {name}: {', '.join(graphs)}"))
+    return out.getvalue().rstrip() + "\n"
+
+
+def _render_graph_comparison(
+    graph: GraphComparison, names: tuple[str, str], console: Console
+) -> None:
+    console.rule(escape(f"graph {graph.name}"), align="left", characters="-")
+    heads = [escape(name) for name in names]
+    figures = Table("", *heads, "change", box=None)
+    for row in graph.rows():
+        figures.add_row(*row)
+    console.print(figures)
+    if graph.values:
+        values = Table(
+            "value", "module", "source", *heads, "saved bytes",
+            title="values treated in another way", title_justify="left", box=None,
+        )  # fmt: skip
+        for value in graph.values[:_ROWS]:
+            values.add_row(
+                escape(value.name), escape(value.module), escape(value.source),
+                str(value.before), str(value.after), format_change(value.more_saved_bytes),
+            )  # fmt: skip
+        if rest := graph.values[_ROWS:]:
+            more = format_change(sum(value.more_saved_bytes for value in rest))
+            values.add_row(f"{len(rest)} others", "", "", "", "", more)
+        console.print(values)
+    else:
+        console.print("every value is treated as before")
+    if graph.passes:
+        passes = Table("pass", *heads, title="passes", title_justify="left", box=None)
+        for each in graph.passes:
+            texts = (
+                "did not run" if text is None else escape(text)
+                for text in (each.before, each.after)
+            )
+            passes.add_row(escape(each.name), *texts)
+        console.print(passes)
+    console.print()
 
 
 def _render_graph(graph: GraphReport, console: Console) -> None:
@@ -49,7 +97,7 @@ def _render_graph(graph: GraphReport, console: Console) -> None:
     console.print()
 
 
-def _render_sparsity(sparsity: SparsityReport, console: Console) -> None:
+def _render_sparsity(sparsity: SparsityReport | SavedSparsity, console: Console) -> None:
     step = "before the first step"
     if sparsity.step is not None:
         step = f"after {sparsity.step} steps; step {sparsity.next_choice} (from 0) scores all tiles"
@@ -84,7 +132,7 @@ def _summary(graph: GraphReport) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(style=None, no_wrap=True)
     table.add_column()
-    table.add_row("budget", _budget(graph))
+    table.add_row("budget", budget_text(graph))
     table.add_row(
         "predicted peak", f"{format_bytes(graph.predicted_peak_bytes)}  (by {graph.prediction})"
     )
@@ -111,7 +159,8 @@ def _summary(graph: GraphReport) -> Table:
     return table
 
 
-def _budget(graph: GraphReport) -> str:
+def budget_text(graph: GraphReport) -> str:
+    """What was asked, in words."""
     if graph.budget_bytes is None:
         return "none: no more memory and no more time than torch.compile's default"
     reserve = f", {format_bytes(graph.reserve_bytes)} of it reserved" if graph.reserve_bytes else ""
@@ -135,26 +184,3 @@ def _values(title: str, rows: Sequence[ValueRow]) -> Table:
         count = sum(count for _, count in rest)
         table.add_row("others", format_bytes(total), "", "", "", "", f"{count}")
     return table
-
-
-def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
-    """Values of identical layers as one row with a count, largest sum first.
-
-    Identical: same shape, dtype and source line, in modules that differ in numbers only
-    (``h.0.mlp`` and ``h.7.mlp`` become ``h.*.mlp``).
-    """
-    groups: dict[tuple, list[ValueRow]] = {}
-    for row in rows:
-        module = re.sub(r"\b\d+\b", "*", row.module)
-        key = (module, row.source, row.dtype, row.shape, re.sub(r"_\d+$", "", row.name))
-        groups.setdefault(key, []).append(row)
-    folded = []
-    for (module, *_), members in groups.items():
-        first = members[0]
-        name = first.name if len(members) == 1 else re.sub(r"_\d+$", "", first.name) + "_*"
-        shown = first.module if len(members) == 1 else module
-        row = ValueRow(
-            name, first.num_bytes, first.dtype, first.shape, shown, first.source, first.copies
-        )
-        folded.append((row, len(members)))
-    return sorted(folded, key=lambda item: -item[0].num_bytes * item[1])
