@@ -42,7 +42,7 @@ _MARGIN = 0.015  # of the first round's limit: the simulation is that close to g
 _WALKS = 4  # kept per plan: their events are many
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
 _RUNGS_ABOVE_FLOOR = (1, 2)  # where code may be lower than that of the lowest simulated peak
-_AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
+AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
 
@@ -328,7 +328,7 @@ class Compilation:
         if asked.num_bytes is not None:
             return asked.num_bytes
         if asked.auto:
-            return residency.total_bytes + int(_free_bytes(self.device) * (1 - _AUTO_MARGIN))
+            return residency.total_bytes + int(_free_bytes(self.device) * (1 - AUTO_MARGIN))
         assert asked.share is not None
         default = self._plain._code_of_default(example_inputs)
         if not default.attempt.is_training:

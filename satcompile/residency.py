@@ -95,7 +95,7 @@ def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tup
                 if state:
                     total += sum(storage_bytes(value) for value in state.values())
                     continue
-                predicted = _predict_state_bytes(optimizer, group, parameter)
+                predicted = predict_state_bytes(optimizer, group, parameter)
                 if predicted is None:
                     notes.append(
                         f"the state of {type(optimizer).__name__} cannot be predicted before its "
@@ -151,7 +151,7 @@ def _num_parameters(optimizer: torch.optim.Optimizer) -> int:
 _predictions: dict[Any, int | None] = {}
 
 
-def _predict_state_bytes(
+def predict_state_bytes(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor
 ) -> int | None:
     """Bytes of state after a first step, by taking that step on fake tensors."""

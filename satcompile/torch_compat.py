@@ -652,6 +652,13 @@ def fake_tensor_mode(**settings: Any) -> Any:
     return FakeTensorMode(**settings)
 
 
+def new_shape_environment() -> Any:
+    """Where sizes that are symbols get their symbols. 2.11, 2.13."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return ShapeEnv()
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` has no memory of its own. 2.11, 2.13."""
     from torch._subclasses.fake_tensor import FakeTensor
