@@ -55,7 +55,7 @@ def memory_chart(
     """
     highest = max([*(each.peak_bytes for each in timelines.values()), *limits.values()])
     unit_bytes, unit = _unit(highest)
-    figure = _figure(f"alive, {unit}", "time in the step by the cost model, ms")
+    figure = _figure(f"alive, {unit}", "time by the cost model, ms")
     texts = _Texts()
     for number, (name, each) in enumerate(timelines.items()):
         starts_us = accumulate(each.times_us, initial=0.0)
