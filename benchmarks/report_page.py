@@ -65,8 +65,8 @@ def planned_report() -> Report:
 def take_picture(page: Path, position: int) -> None:
     IMAGE.parent.mkdir(exist_ok=True)
     with opened() as browser:
-        browser.show(page, WIDTH, height=HEIGHT)
         browser.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
+        browser.show(page, WIDTH, height=HEIGHT)
         browser.hover_point("graph-0-memory", 0, position, scroll=False)
         if complaints := browser.complaints():
             raise SystemExit(f"the page complains: {complaints}")
