@@ -13,7 +13,8 @@ fake: inside ``fake_tensors()`` a model of any size is built and captured in no 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ from torch import fx
 from satcompile import torch_compat
 from satcompile.errors import UnsupportedError
 from satcompile.training_graph import TrainingGraph
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a backend would have been given, and what became of it.
+
+    Attributes:
+        graph: the joint graph.
+        inputs: of Dynamo's graph, which need not be one to one those of the joint graph:
+            parameters, buffers and inputs as they are, sizes that are symbols.
+    """
+
+    graph: TrainingGraph
+    inputs: Sequence[Any]
 
 
 class _Captured(torch_compat.GenerationStopped):
@@ -60,13 +75,40 @@ def capture(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> TrainingGraph:
         UnsupportedError: nothing in ``fn`` requires gradients, so there is no backward.
         torch._dynamo.exc.Unsupported: ``fn`` has graph breaks, so there is no one graph.
     """
-    # Static sizes: captures of one model at two batch sizes are two graphs, and Dynamo's
-    # memory of sizes that varied, which later compilations of the model see, stays clean.
-    compiled = torch.compile(fn, backend=_capturing_backend, fullgraph=True, dynamic=False)
+    return capture_with_inputs(fn, args, kwargs).graph
+
+
+def capture_with_inputs(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    prepare: Callable[[fx.GraphModule], None] | None = None,
+    dynamic: bool = False,
+) -> Capture:
+    """``capture``, with what the backend was called with.
+
+    Args:
+        fn, args, kwargs: as for ``capture``.
+        prepare: changes Dynamo's graph before it is differentiated.
+        dynamic: whether sizes that ``mark_dynamic`` marked become symbols. (Without, captures of
+            one model at two batch sizes are two graphs, and Dynamo's memory of sizes that varied,
+            which later compilations of the model see, stays clean.)
+    """
+    given: list[Any] = []
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        given.extend(example_inputs)
+        if prepare is not None:
+            prepare(gm)
+        return _capturing_backend(gm, example_inputs)
+
+    compiled = torch.compile(
+        fn, backend=backend, fullgraph=True, dynamic=None if dynamic else False
+    )
     try:
         compiled(*args, **kwargs)
     except _Captured as captured:
-        return captured.graph
+        return Capture(captured.graph, tuple(given))
     except _NoBackward:
         pass
     raise UnsupportedError(

@@ -199,14 +199,14 @@ class Compilation:
         saved_limit_bytes: int | None,
         lowest_may_exceed: bool,
     ) -> Planned:
-        limit = accept_bytes - int(_MARGIN * max(accept_bytes, 0))
+        limit, default_within_bytes = first_limits(accept_bytes)
         rounds, lowest = 0, None
         while limit > 0 and rounds < _ROUNDS:
             attempt = self._attempt(
                 limit_bytes=limit,
                 accept_bytes=accept_bytes,
                 saved_limit_bytes=saved_limit_bytes,
-                default_within_bytes=0 if rounds else int(accept_bytes * (1 + _DEFAULT_MARGIN)),
+                default_within_bytes=0 if rounds else default_within_bytes,
                 updates=self.updates,
             )
             compiled = self._try(attempt, inputs)
@@ -362,6 +362,15 @@ def _free_bytes(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def first_limits(accept_bytes: int) -> tuple[int, int]:
+    """For the first of the rounds: what the simulated peak is to stay within, and up to which
+    simulated peak torch's own plan is tried, whose code may be lower than that."""
+    return (
+        accept_bytes - int(_MARGIN * max(accept_bytes, 0)),
+        int(accept_bytes * (1 + _DEFAULT_MARGIN)),
+    )
 
 
 # -- what stands in a BudgetError ------------------------------------------------------------

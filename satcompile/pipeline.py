@@ -125,13 +125,9 @@ def run(
     Raises:
         VerificationError: a pass broke the graph.
     """
+    decision = decide(problem, recompute, earlier, may_chunk)
+    problem, plan, records = decision.problem, decision.plan, list(decision.passes)
     before = reference(problem.graph.module)
-    records, chunking_us, whole = list(earlier), 0.0, problem
-    plan = _planned(problem, recompute, before, records)
-    if may_chunk and not plan.is_default:
-        problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
-        chunking_us = 0.0 if problem is whole else problem.step_time_us - whole.step_time_us
-        before = reference(problem.graph.module)
     started = time.perf_counter()
     parts = partition(problem.graph, plan)
     made = _since(started, "partition", _sizes(parts))
@@ -139,7 +135,34 @@ def run(
     started = time.perf_counter()
     check_partition(before, parts, plan, problem, [r.name for r in records])
     records.append(_since(started, "verify", "every emitted value is one of the joint graph's"))
-    return Outcome(problem, whole, chunking_us, plan, parts, tuple(records))
+    return Outcome(problem, decision.whole, decision.chunking_us, plan, parts, tuple(records))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan for a graph that is not split yet; attributes as in ``Outcome``."""
+
+    problem: PlanningProblem
+    whole: PlanningProblem
+    chunking_us: float
+    plan: RetentionPlan
+    passes: tuple[PassRecord, ...]
+
+
+def decide(
+    problem: PlanningProblem,
+    recompute: Recompute,
+    earlier: tuple[PassRecord, ...] = (),
+    may_chunk: bool = False,
+) -> Decision:
+    """Plan one graph, as ``run`` does before it splits it."""
+    before = reference(problem.graph.module)
+    records, chunking_us, whole = list(earlier), 0.0, problem
+    plan = _planned(problem, recompute, before, records)
+    if may_chunk and not plan.is_default:
+        problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
+        chunking_us = 0.0 if problem is whole else problem.step_time_us - whole.step_time_us
+    return Decision(problem, whole, chunking_us, plan, tuple(records))
 
 
 def _planned(

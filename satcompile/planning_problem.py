@@ -49,6 +49,11 @@ class PlanningProblem:
         self.index_of = {node: index for index, node in enumerate(self.storages)}
         self.operations = [n for n in graph.graph.nodes if self._is_operation(n)]
 
+    @property
+    def _runs_on_cpu(self) -> bool:
+        """By the device that is planned for, which need not be the one where it was traced."""
+        return self.costs.device.kind == "cpu"
+
     def _is_operation(self, node: fx.Node) -> bool:
         if node.op != "call_function" or is_getitem(node) or is_scalar(node):
             return False
@@ -107,6 +112,8 @@ class PlanningProblem:
     def _layout_copies_bytes(self) -> int:
         """Copies that Inductor makes on the CPU of what convolutions read, channels last, and
         saves for their backward instead of the original."""
+        if not self._runs_on_cpu:
+            return 0
         convolution, backward = (
             {n for o in self.operations if o.target is target for n in o.all_input_nodes}
             for target in (
@@ -134,7 +141,7 @@ class PlanningProblem:
             phase=self._phase(node),
             fusible=fusible,
             reduces=fusible and self._reduces(node),
-            workspace_bytes=_reordered_weights_bytes(node),
+            workspace_bytes=_reordered_weights_bytes(node) if self._runs_on_cpu else 0,
             stays=not self.is_recomputable(node),
         )
 
@@ -325,8 +332,7 @@ def is_mutation(node: fx.Node) -> bool:
 
 def _needs_channels_last(value: torch.Tensor) -> bool:
     return (
-        value.device.type == "cpu"
-        and value.dim() == 4
+        value.dim() == 4
         and size_hint(value.stride(1)) != 1  # asking is_contiguous would guard on sizes
     )
 
@@ -344,6 +350,4 @@ def _reordered_weights_bytes(node: fx.Node) -> int:
     position, count = copies
     weight = node.args[position]
     value = weight.meta["val"] if isinstance(weight, fx.Node) else None
-    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
-        return 0
-    return count * storage_bytes(value)
+    return count * storage_bytes(value) if isinstance(value, torch.Tensor) else 0
