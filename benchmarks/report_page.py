@@ -19,7 +19,7 @@ from satcompile.report.data import Report
 from tests.report.browser import opened
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "report.png"
-WIDTH, HEIGHT = 1000, 1480
+WIDTH, HEIGHT = 1000, 1640
 BATCH, LENGTH, VOCABULARY = 8, 128, 512
 MOST_BYTES = 300_000
 
@@ -65,6 +65,7 @@ def planned_report() -> Report:
 def take_picture(page: Path, position: int) -> None:
     IMAGE.parent.mkdir(exist_ok=True)
     with opened() as browser:
+        browser.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         browser.show(page, WIDTH, height=HEIGHT)
         browser.hover_point("graph-0-memory", 0, position, scroll=False)
         if complaints := browser.complaints():
