@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from satcompile import balance, sparse_calls
+from satcompile import balance, journal, sparse_calls
 from satcompile.compilation import (
     Compilation,
     FloorExceeded,
@@ -97,6 +97,7 @@ class UnlimitedGraph:
             self._choices[updates] = choice = _Choice(planned)
             if planned.attempt.is_training:
                 choice.make_report = self._report_maker(planned, measure_residency(args))
+                journal.tell(planned, compilation, choice.make_report)
         return self._choices[updates]
 
     def _report_maker(self, planned: Planned, residency: Residency) -> Callable[[], GraphReport]:
@@ -213,6 +214,7 @@ class BoundGraph:
         if planned.attempt.is_training:
             choice.make_report = partial(self._report, call, planned, room, share)
             self.record.decided = choice
+            journal.tell(planned, self.compilation, choice.make_report)
         return choice
 
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
@@ -381,6 +383,7 @@ def _count_whole_step(report: GraphReport, shares: Sequence[Share], position: in
         for kind in ("parameters", "gradients", "optimizer_state")
     } | {"inputs": shares[0].residency.inputs}
     report.predicted_peak_bytes = step_peak_bytes(shares)
+    report._simulated_default_bytes = None  # of this graph alone
     report.beside_bytes = max(0, report.predicted_peak_bytes - report.resident_bytes - own_bytes)
     report.notes.append(
         f"graph {position + 1} of a step of {len(shares)} compiled graphs (graph breaks): resident, "

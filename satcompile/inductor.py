@@ -90,6 +90,8 @@ class Attempt:
         on_backward: called when the backward begins to run.
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
+        graphs: texts of the joint graph as the first pass gets it, and of the forward and the
+            backward as they go to Inductor; where torch writes a trace.
     """
 
     options: Options
@@ -105,6 +107,7 @@ class Attempt:
     trained: frozenset[int] = frozenset()
     on_backward: Callable[[], None] | None = None
     origins: dict[bool, dict[str, str]] = field(default_factory=dict, repr=False)
+    graphs: dict[str, str] = field(default_factory=dict, repr=False)
     outcome: pipeline.Outcome | None = None
     problem: PlanningProblem | None = None
     forward: GeneratedGraph | None = None
@@ -201,6 +204,7 @@ class Attempt:
                 static_lifetime_input_indices=static,
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
             )  # fmt: skip
+        self._note_graphs(joint_graph=graph.module)
         graph, sparse_passes = self._sparsified(graph)
         self.fused_update = self._fused_update(graph)
         self.problem = PlanningProblem(
@@ -223,9 +227,15 @@ class Attempt:
             self.fused_update = self._fused_update(self.problem.graph)
         parts = self.outcome.parts
         # Inductor rewrites the modules it is given: what is needed later is noted now.
+        self._note_graphs(forward_graph=parts.forward, backward_graph=parts.backward)
         self._outputs = _output_names(parts.forward)
         self.transient_outputs = graph.transient_outputs
         return parts.forward, parts.backward
+
+    def _note_graphs(self, **modules: fx.GraphModule) -> None:
+        """For the trace; a plan that is given up leaves nothing there."""
+        if torch_compat.is_tracing():
+            self.graphs.update({n: torch_compat.readable(gm) for n, gm in modules.items()})
 
     def _sparsified(
         self, graph: TrainingGraph
@@ -350,6 +360,7 @@ class Attempt:
         move readers of a parameter behind its update, or stop at the update."""
         if self.fused_update is None:
             return nullcontext()
+        log.debug("pass %s: %s", self.fused_update.name, self.fused_update.description)
         key = torch_compat.digest(_source_digest(), repr(self.fused_update))
         return torch_compat.rewriting_last(self.fused_update.run, key)
 

@@ -102,6 +102,7 @@ class GraphReport:
     sparsity: SparsityReport | None = None
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
+    _simulated_default_bytes: int | None = field(default=None, repr=False)
 
     @property
     def resident_bytes(self) -> int:
@@ -126,7 +127,23 @@ class GraphReport:
             self._default = self._default()
         return self._default
 
-    def to_dict(self) -> dict[str, Any]:
+    def default_peak(self, ask: bool = True) -> tuple[int, str] | None:
+        """``default_peak_bytes`` and ``default_prediction``. Without ``ask`` no code is generated
+        for it: where there is none yet it is by simulation, or None."""
+        if ask or not callable(self._default):
+            return self.default_peak_bytes, self.default_prediction
+        simulated_bytes = self._simulated_default_bytes
+        return (
+            None
+            if simulated_bytes is None
+            else (self.resident_bytes + simulated_bytes, "simulation")
+        )
+
+    def to_dict(self, ask: bool = True) -> dict[str, Any]:
+        """Plain data. Without ``ask`` nothing is planned and no code generated for figures that
+        are not there yet; see ``default_peak``, and ``floor_bytes`` is then None."""
+        default_peak_bytes, default_prediction = self.default_peak(ask) or (None, None)
+        is_floor_there = ask or not callable(self._floor)
         return {
             "name": self.name,
             "budget_bytes": self.budget_bytes,
@@ -136,9 +153,9 @@ class GraphReport:
             "predicted_peak_bytes": self.predicted_peak_bytes,
             "prediction": self.prediction,
             "measured_peak_bytes": self.measured_peak_bytes,
-            "default_peak_bytes": self.default_peak_bytes,
-            "default_prediction": self.default_prediction,
-            "floor_bytes": self.floor_bytes,
+            "default_peak_bytes": default_peak_bytes,
+            "default_prediction": default_prediction,
+            "floor_bytes": self.floor_bytes if is_floor_there else None,
             "saved_bytes": self.saved_bytes,
             "forward_time_us": self.forward_time_us,
             "recompute_time_us": self.recompute_time_us,
@@ -165,9 +182,10 @@ class Report:
 
         return render(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys."""
-        return {"format": 1, "graphs": [graph.to_dict() for graph in self.graphs]}
+    def to_dict(self, ask: bool = True) -> dict[str, Any]:
+        """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys.
+        Without ``ask`` nothing is computed for it."""
+        return {"format": 1, "graphs": [graph.to_dict(ask) for graph in self.graphs]}
 
     def save(self, path: str | Path) -> None:
         """Write the report; the name must end in ``.json``.

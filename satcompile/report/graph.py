@@ -70,4 +70,5 @@ def graph_report(
         else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
+        _simulated_default_bytes=plan.default_profile.peak_bytes,
     )

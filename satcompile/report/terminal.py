@@ -23,18 +23,18 @@ def format_time(time_us: float) -> str:
     return f"{time_us / 1e3:.1f} ms" if time_us < 1e6 else f"{time_us / 1e6:.2f} s"
 
 
-def render(report: Report, width: int = 110) -> str:
-    """Plain text, at most ``width`` columns."""
+def render(report: Report, width: int = 110, ask: bool = True) -> str:
+    """Plain text, at most ``width`` columns; without ``ask`` nothing is computed for it."""
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False)
     for graph in report.graphs:
-        _render_graph(graph, console)
+        _render_graph(graph, console, ask)
     return out.getvalue().rstrip() + "\n"
 
 
-def _render_graph(graph: GraphReport, console: Console) -> None:
+def _render_graph(graph: GraphReport, console: Console, ask: bool) -> None:
     console.rule(escape(f"graph {graph.name}"), align="left", characters="-")
-    console.print(_summary(graph))
+    console.print(_summary(graph, ask))
     for title, rows in (("saved for backward", graph.saved), ("recomputed", graph.recomputed)):
         if rows:
             console.print(_values(title, rows))
@@ -80,7 +80,7 @@ def _render_sparsity(sparsity: SparsityReport, console: Console) -> None:
         console.print(escape(f"dense: {', '.join(names[:2])}{others}: {reason}"))
 
 
-def _summary(graph: GraphReport) -> Table:
+def _summary(graph: GraphReport, ask: bool) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(style=None, no_wrap=True)
     table.add_column()
@@ -92,11 +92,14 @@ def _summary(graph: GraphReport) -> Table:
     if measured is not None:
         off = graph.predicted_peak_bytes / measured - 1
         table.add_row("measured peak", f"{format_bytes(measured)}  (prediction {off:+.2%})")
-    share = graph.predicted_peak_bytes / max(1, graph.default_peak_bytes)
-    table.add_row(
-        "torch.compile's own peak",
-        f"{format_bytes(graph.default_peak_bytes)}  (by {graph.default_prediction}; ours is {share:.1%})",
-    )
+    default = graph.default_peak(ask)
+    if default is not None:
+        default_bytes, how = default
+        share = graph.predicted_peak_bytes / max(1, default_bytes)
+        table.add_row(
+            "torch.compile's own peak",
+            f"{format_bytes(default_bytes)}  (by {how}; ours is {share:.1%})",
+        )
     kinds = ", ".join(f"{k} {format_bytes(v)}" for k, v in graph.resident.items() if v)
     table.add_row("resident before the step", f"{format_bytes(graph.resident_bytes)}  ({kinds})")
     table.add_row("saved for backward", format_bytes(graph.saved_bytes))
