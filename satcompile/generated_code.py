@@ -43,10 +43,10 @@ class Block:
 
     def __init__(self, num_bytes: int, label: str, log: list[BlockEvent]) -> None:
         self.num_bytes, self.label, self.kind, self._log = num_bytes, label, _Kind(), log
-        log.append(BlockEvent(num_bytes, label, self.kind))
+        log.append(BlockEvent(num_bytes, label, kind=self.kind))
 
     def __del__(self) -> None:
-        self._log.append(BlockEvent(-self.num_bytes, self.label, self.kind))
+        self._log.append(BlockEvent(-self.num_bytes, self.label, kind=self.kind))
 
 
 @dataclass(slots=True, eq=False)
@@ -381,8 +381,8 @@ class _Operators:
         num_bytes = workspace_bytes(self._real, *specs)
         if num_bytes:  # taken and returned at once
             label, kind = _assigned_name() or str(self._real), _Kind("workspaces of operators")
-            self._log.append(BlockEvent(num_bytes, label, kind))
-            self._log.append(BlockEvent(-num_bytes, label, kind))
+            self._log.append(BlockEvent(num_bytes, label, kind=kind))
+            self._log.append(BlockEvent(-num_bytes, label, kind=kind))
 
 
 # In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.

@@ -46,10 +46,12 @@ class Outcome:
 
     Attributes:
         problem: of the graph that was planned.
+        whole: of the graph without chunks; the same where there are none.
         chunking_us: time that chunks add to the step, before anything is computed again.
     """
 
     problem: PlanningProblem
+    whole: PlanningProblem
     chunking_us: float
     plan: RetentionPlan
     parts: Partition
@@ -110,10 +112,9 @@ def run(
         VerificationError: a pass broke the graph.
     """
     before = reference(problem.graph.module)
-    records, chunking_us = list(earlier), 0.0
+    records, chunking_us, whole = list(earlier), 0.0, problem
     plan = _planned(problem, recompute, before, records)
     if may_chunk and not plan.is_default:
-        whole = problem
         problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
         chunking_us = 0.0 if problem is whole else problem.step_time_us - whole.step_time_us
         before = reference(problem.graph.module)
@@ -123,7 +124,7 @@ def run(
     started = time.perf_counter()
     check_partition(before, parts, plan, problem, [r.name for r in records])
     records.append(_recorded(started, "verify", "every emitted value is one of the joint graph's"))
-    return Outcome(problem, chunking_us, plan, parts, tuple(records))
+    return Outcome(problem, whole, chunking_us, plan, parts, tuple(records))
 
 
 def _planned(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from satcompile.report.sparsity import SparsityReport
+from satcompile.report.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class GraphReport:
         notes: what else a reader must know.
         sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
             without the option.
+        timeline: memory over the step, simulated; made at the first look. Where ``prediction``
+            is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
+        default_timeline: the same for torch.compile's own plan.
     """
 
     name: str
@@ -103,6 +107,8 @@ class GraphReport:
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
     _simulated_default_bytes: int | None = field(default=None, repr=False)
+    _timeline: Any = field(default=None, repr=False)
+    _default_timeline: Any = field(default=None, repr=False)
 
     @property
     def resident_bytes(self) -> int:
@@ -132,18 +138,34 @@ class GraphReport:
         for it: where there is none yet it is by simulation, or None."""
         if ask or not callable(self._default):
             return self.default_peak_bytes, self.default_prediction
-        simulated_bytes = self._simulated_default_bytes
-        return (
-            None
-            if simulated_bytes is None
-            else (self.resident_bytes + simulated_bytes, "simulation")
-        )
+        if self._simulated_default_bytes is None:
+            return None
+        return self.resident_bytes + self._simulated_default_bytes, "simulation"
+
+    @property
+    def timeline(self) -> Timeline | None:
+        if callable(self._timeline):
+            self._timeline = self._timeline()
+        return self._above_resident(self._timeline)
+
+    @property
+    def default_timeline(self) -> Timeline | None:
+        if callable(self._default_timeline):
+            self._default_timeline = self._default_timeline()
+        return self._above_resident(self._default_timeline)
+
+    def _above_resident(self, found: Timeline | None) -> Timeline | None:
+        return None if found is None else found.above(self.resident_bytes + self.beside_bytes)
 
     def to_dict(self, ask: bool = True) -> dict[str, Any]:
-        """Plain data. Without ``ask`` nothing is planned and no code generated for figures that
-        are not there yet; see ``default_peak``, and ``floor_bytes`` is then None."""
+        """Plain data. Without ``ask`` nothing is planned, simulated or generated for what is not
+        there yet: ``default_peak`` says what then stands for the default, and the floor and the
+        timelines are None."""
         default_peak_bytes, default_prediction = self.default_peak(ask) or (None, None)
-        is_floor_there = ask or not callable(self._floor)
+
+        def is_there(found: Any) -> bool:
+            return ask or not callable(found)
+
         return {
             "name": self.name,
             "budget_bytes": self.budget_bytes,
@@ -155,7 +177,7 @@ class GraphReport:
             "measured_peak_bytes": self.measured_peak_bytes,
             "default_peak_bytes": default_peak_bytes,
             "default_prediction": default_prediction,
-            "floor_bytes": self.floor_bytes if is_floor_there else None,
+            "floor_bytes": self.floor_bytes if is_there(self._floor) else None,
             "saved_bytes": self.saved_bytes,
             "forward_time_us": self.forward_time_us,
             "recompute_time_us": self.recompute_time_us,
@@ -168,7 +190,15 @@ class GraphReport:
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
+            "timeline": _data(self.timeline) if is_there(self._timeline) else None,
+            "default_timeline": _data(self.default_timeline)
+            if is_there(self._default_timeline)
+            else None,
         }
+
+
+def _data(timeline: Timeline | None) -> dict[str, Any] | None:
+    return None if timeline is None else timeline.to_dict()
 
 
 @dataclass(frozen=True)

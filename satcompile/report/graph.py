@@ -7,6 +7,7 @@ from collections.abc import Callable
 from satcompile.generated_code import StepWalk
 from satcompile.inductor import Attempt
 from satcompile.report.data import GraphReport, PassRow
+from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.report.sparsity import SparsityReport
 from satcompile.residency import Residency
@@ -35,7 +36,7 @@ def graph_report(
     """
     assert attempt.outcome is not None and attempt.problem is not None
     step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
-    plan, problem = attempt.outcome.plan, attempt.problem
+    plan, problem, whole = attempt.outcome.plan, attempt.problem, attempt.outcome.whole
     forward_us = problem.forward_time_us
     # What the simulation did not see in this plan, it will not have seen in the lowest one.
     unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
@@ -71,4 +72,6 @@ def graph_report(
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
         _simulated_default_bytes=plan.default_profile.peak_bytes,
+        _timeline=lambda: plan_timeline(problem, plan),
+        _default_timeline=lambda: default_timeline(whole, plan),
     )

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An allocation (``num_bytes`` > 0) or a free (< 0); ``label`` says on whose behalf."""
+    """An allocation (``num_bytes`` > 0) or a free (< 0); ``label`` says on whose behalf, and
+    ``storage`` of what, where that has a name (a workspace has none)."""
 
     num_bytes: int
     label: str = ""
+    storage: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def liveness_events(
             frees_after.setdefault(index, []).append(storage)
     alive = set(initially_alive)
     events = [
-        Event(-bytes_of.get(storage, 0))
+        Event(-bytes_of.get(storage, 0), storage=storage)
         for storage in alive
         if storage not in last_use and storage not in never_freed
     ]
@@ -103,14 +105,14 @@ def liveness_events(
         for storage in step.writes:
             if storage not in alive:
                 alive.add(storage)
-                events.append(Event(bytes_of.get(storage, 0), step.label))
+                events.append(Event(bytes_of.get(storage, 0), step.label, storage))
         if step.workspace_bytes:
             events.append(Event(step.workspace_bytes, step.label))
             events.append(Event(-step.workspace_bytes, step.label))
         for storage in frees_after.get(index, ()):
             if storage in alive:
                 alive.discard(storage)
-                events.append(Event(-bytes_of.get(storage, 0), step.label))
+                events.append(Event(-bytes_of.get(storage, 0), step.label, storage))
     return events
 
 
@@ -128,5 +130,5 @@ def _reuse(
         if storage in alive and storage not in step.writes and num_bytes and num_bytes in wanted:
             wanted.remove(num_bytes)
             alive.discard(storage)
-            events.append(Event(-num_bytes, step.label))
+            events.append(Event(-num_bytes, step.label, storage))
     return events

@@ -193,9 +193,9 @@ def simulate_orders(
     the forward's outputs is the forward's copy, which the backward may read.
     """
     saved, sizes = frozenset(saved), step.storage_bytes
-    forward_profile = replay(_forward_events(step, forward, saved), step.constant_bytes)
-    start_bytes = _start_of_backward(step, forward_profile, saved)
-    backward_profile = replay(_backward_events(step, backward, saved), start_bytes)
+    forward_profile = replay(forward_events(step, forward, saved), step.constant_bytes)
+    start_bytes = start_of_backward(step, forward_profile, saved)
+    backward_profile = replay(backward_events(step, backward, saved), start_bytes)
     return StepProfile(
         _named(forward_profile, step, forward),
         _named(backward_profile, step, backward),
@@ -208,11 +208,11 @@ def loads(
 ) -> tuple[list[int], list[int]]:
     """Most bytes alive while each position of the two orders runs; 0 where it joins a kernel."""
     saved = frozenset(saved)
-    events = _forward_events(step, forward, saved)
-    start_bytes = _start_of_backward(step, replay(events, step.constant_bytes), saved)
+    events = forward_events(step, forward, saved)
+    start_bytes = start_of_backward(step, replay(events, step.constant_bytes), saved)
     return (
         _highest(events, step.constant_bytes, len(forward)),
-        _highest(_backward_events(step, backward, saved), start_bytes, len(backward)),
+        _highest(backward_events(step, backward, saved), start_bytes, len(backward)),
     )
 
 
@@ -226,20 +226,21 @@ def _highest(events: Iterable[Event], alive_bytes: int, positions: int) -> list[
     return highest
 
 
-def _forward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
+def forward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
     """Labelled with positions in the order."""
     made = copies(step, order)
     kept = made.latest_of(saved | step.outputs | step.transient_outputs)
     return liveness_events(computations(step, made, kept), made.num_bytes(step), kept=kept)
 
 
-def _start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) -> int:
+def start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) -> int:
+    """Bytes alive once the incoming gradients are there and nothing has run yet."""
     sizes = step.storage_bytes
     dropped = sum(sizes[s] for s in step.transient_outputs - step.outputs - saved)
     return forward.end_bytes - dropped + sum(sizes[s] for s in step.tangents)
 
 
-def _backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
+def backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
     """Labelled with positions in the order."""
     made = copies(step, order)
     kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients - step.consumed)

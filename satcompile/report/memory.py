@@ -1,0 +1,40 @@
+"""Memory over the step of a planned graph: the solver's simulation with the graph's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from satcompile.passes.recompute import budget_search
+from satcompile.planning_problem import PlanningProblem
+from satcompile.report.rows import module_path, source_line
+from satcompile.report.timeline import Place, Timeline, timeline
+from satcompile.retention import RetentionPlan
+
+
+def plan_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
+    """What the plan makes of the step; nothing resident is counted."""
+    return _timeline(problem, plan.forward_order, plan.backward_order, plan.saved)
+
+
+def default_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
+    """What torch's own plan makes of it.
+
+    Args:
+        problem: of the graph as torch would plan it, without chunks of a vocabulary.
+        plan: any plan for that graph; it knows what torch's own saves.
+    """
+    by_name = {node.name: node for node in problem.graph.graph.nodes}
+    saved = problem.storages_of(by_name[name] for name in plan.default_saved)
+    default = budget_search(problem, effort=1).candidate(saved)
+    return _timeline(problem, default.forward_order, default.backward_order, default.saved)
+
+
+def _timeline(
+    problem: PlanningProblem, forward: Sequence[int], backward: Sequence[int], saved: frozenset[int]
+) -> Timeline:
+    def place_of(storage: int) -> Place:
+        node = problem.storages[storage]
+        return node.name, module_path(node), source_line(node)
+
+    prices = [(price.inline_us, price.write_us) for price in problem.prices]
+    return timeline(problem.step, forward, backward, saved, prices, place_of)
