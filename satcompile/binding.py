@@ -71,6 +71,7 @@ class UnlimitedGraph:
 
     def first_plan(self, inputs: Sequence[Any]) -> Planned:
         """Plan for the call that Dynamo compiles for."""
+        self._record.know(inputs)
         return self._choice(inputs, inputs).planned
 
     def __call__(self, *args: Any) -> Any:
@@ -82,7 +83,8 @@ class UnlimitedGraph:
         return results
 
     def _choice(self, args: Sequence[Any], example_inputs: Sequence[Any] | None = None) -> _Choice:
-        updates = LEDGER.positions(args, self._trained)
+        offer = LEDGER.offer(args, self._trained)
+        self._record.withheld, updates = offer.withheld, offer.positions
         if updates not in self._choices:
             if example_inputs is None and not self._compilation.can_plan_again:
                 log.warning(
@@ -109,6 +111,7 @@ class UnlimitedGraph:
         return partial(
             graph_report,
             self._record.name, attempt, attempt.walk, planned.rounds, residency, None, default,
+            self._record.latest_call,
         )  # fmt: skip
 
 
@@ -137,6 +140,7 @@ class BoundGraph:
 
     def first_plan(self, inputs: Sequence[Any]) -> Planned:
         """Plan for the call that Dynamo compiles for."""
+        self.record.know(inputs)
         call = STEPS.begin(self, inputs)
         try:
             return self._choice(call, inputs, inputs).planned
@@ -169,7 +173,8 @@ class BoundGraph:
         ends = (id(trained[0]), id(trained[-1])) if trained else ()
         earlier, later = call.earlier_shares(), call.later_shares()
         set_bytes = gradient_bytes(trained)
-        updates = LEDGER.positions(args, self._trained)
+        offer = LEDGER.offer(args, self._trained)
+        self.record.withheld, updates = offer.withheld, offer.positions
         if updates != self.compilation.updates:
             self._switch_to(updates)
         key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes(), updates)
@@ -347,7 +352,7 @@ class BoundGraph:
         with planning_for(compilation.values(sizes)):  # shapes as they are now
             report = graph_report(
                 self.name, planned.attempt, planned.walk_at(compilation.symbols, sizes),
-                planned.rounds, room.residency, room.budget_bytes, default,
+                planned.rounds, room.residency, room.budget_bytes, default, self.record.latest_call,
             )  # fmt: skip
         if several:
             _count_whole_step(report, shares, len(room.earlier))

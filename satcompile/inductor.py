@@ -88,6 +88,10 @@ class Attempt:
         told_of_dense_uses: whether a warning was given.
         masked: in a graph without a backward, positions of parameters with a sparse forward.
         on_backward: called when the backward begins to run.
+        with_gradient: positions among the graph's inputs to which a gradient flows; None where
+            positions are not known.
+        returned: by position, why the latest backward gave a gradient to autograd instead of its
+            optimizer; None before the first backward.
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
         graphs: texts of the joint graph as the first pass gets it, and of the forward and the
@@ -122,6 +126,8 @@ class Attempt:
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
     latest_masks: Mapping[int, masks.Mask] = field(default_factory=dict, repr=False)
     told_of_dense_uses: bool = False
+    with_gradient: frozenset[int] | None = None
+    returned: Mapping[int, str] | None = None
     _edges: dict[int, int] = field(default_factory=dict)
     _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
@@ -206,6 +212,9 @@ class Attempt:
             )  # fmt: skip
         self._note_graphs(joint_graph=graph.module)
         graph, sparse_passes = self._sparsified(graph)
+        if self._has_own_positions(graph.primals):
+            results = enumerate(graph.backward_outputs)
+            self.with_gradient = frozenset(p for p, r in results if isinstance(r, fx.Node))
         self.fused_update = self._fused_update(graph)
         self.problem = PlanningProblem(
             graph,
@@ -350,6 +359,7 @@ class Attempt:
                 return compiled(args)
             with LEDGER.backward(self._edges) as call:
                 results = compiled(args)
+            self.returned = call.returned
             return call.filled(results)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given

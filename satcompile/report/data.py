@@ -13,6 +13,7 @@ from typing import Any
 
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.timeline import Timeline
+from satcompile.report.updates import UpdateReport
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class GraphReport:
         notes: what else a reader must know.
         sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
             without the option.
+        updates: what ``fuse_optimizer`` does for the graph's parameters, as it is when it is
+            looked at; None where no fused optimizer has any of them.
         timeline: memory over the step, simulated; made at the first look. Where ``prediction``
             is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
         default_timeline: the same for torch.compile's own plan.
@@ -104,6 +107,7 @@ class GraphReport:
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
     sparsity: SparsityReport | None = None
+    _updates: UpdateReport | None = field(default=None, repr=False)
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
     _simulated_default_bytes: int | None = field(default=None, repr=False)
@@ -141,6 +145,10 @@ class GraphReport:
         if self._simulated_default_bytes is None:
             return None
         return self.resident_bytes + self._simulated_default_bytes, "simulation"
+
+    @property
+    def updates(self) -> UpdateReport | None:
+        return self._updates if self._updates is not None and self._updates.is_fused else None
 
     @property
     def timeline(self) -> Timeline | None:
@@ -190,6 +198,7 @@ class GraphReport:
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
+            "updates": None if self.updates is None else self.updates.to_dict(),
             "timeline": _data(self.timeline) if is_there(self._timeline) else None,
             "default_timeline": _data(self.default_timeline)
             if is_there(self._default_timeline)
