@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them: 4096, "6GiB", "800MB"."""
+"""Sizes in bytes as people write and read them: 4096, "6GiB", "800MB"; and times."""
 
 from __future__ import annotations
 
@@ -33,3 +33,10 @@ def format_bytes(num_bytes: float | None) -> str:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
         num_bytes /= 1024
     raise AssertionError
+
+
+def format_time(time_us: float) -> str:
+    """In the unit that suits: 1.5 ms."""
+    if time_us < 1e3:
+        return f"{time_us:.0f} us"
+    return f"{time_us / 1e3:.1f} ms" if time_us < 1e6 else f"{time_us / 1e6:.2f} s"

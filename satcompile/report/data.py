@@ -6,10 +6,10 @@ All sizes are bytes, all times microseconds; formatting happens where things are
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.timeline import Timeline
@@ -220,6 +220,19 @@ class Report:
         from satcompile.report.terminal import render
 
         return render(self)
+
+    def print(self, file: IO[str] | None = None) -> None:
+        """Print for people, to ``file`` or to stdout: in colours where that is a terminal (unless
+        ``NO_COLOR`` is set), as wide as that is or as ``COLUMNS`` says; plain elsewhere."""
+        from rich.console import Console
+
+        Console(file=file).print(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """So that ``rich.print(report)`` does the same."""
+        from satcompile.report.terminal import Sections
+
+        yield Sections(self)
 
     def to_dict(self, ask: bool = True) -> dict[str, Any]:
         """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys.

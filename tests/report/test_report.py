@@ -11,7 +11,9 @@ import torch
 from satcompile import NotCompiledError
 from satcompile.report import registry
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
-from satcompile.report.terminal import fold_layers, format_bytes, format_time, render
+from satcompile.report.folding import fold_layers
+from satcompile.report.terminal import render
+from satcompile.sizes import format_bytes, format_time
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 

@@ -1,0 +1,65 @@
+"""Values of identical layers as one row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from satcompile.report.data import ValueRow
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Values that differ in the number of their layer only.
+
+    Attributes:
+        row: what stands for all of them; its bytes are of one.
+        members: the values themselves, at least one.
+    """
+
+    row: ValueRow
+    members: tuple[ValueRow, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return self.row.num_bytes * len(self.members)
+
+
+def fold(rows: Sequence[ValueRow]) -> list[Fold]:
+    """Values of identical layers together, largest sum first.
+
+    Identical: same shape, dtype and source line, in modules that differ in numbers only
+    (``h.0.mlp`` and ``h.7.mlp`` become ``h.*.mlp``).
+    """
+    groups: dict[tuple, list[ValueRow]] = {}
+    for row in rows:
+        groups.setdefault(layer_key(row), []).append(row)
+    folds = [Fold(_standing_for(members), tuple(members)) for members in groups.values()]
+    return sorted(folds, key=lambda each: -each.total_bytes)
+
+
+def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
+    """The same as rows with a count."""
+    return [(each.row, len(each.members)) for each in fold(rows)]
+
+
+def layer_key(row: ValueRow) -> tuple:
+    """Equal for values of identical layers."""
+    return any_layer(row.module), row.source, row.dtype, row.shape, _base(row.name)
+
+
+def any_layer(module: str) -> str:
+    """``h.*.mlp`` for ``h.7.mlp``: digits inside a word tell modules apart."""
+    return re.sub(r"\b\d+\b", "*", module)
+
+
+def _base(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
+def _standing_for(members: Sequence[ValueRow]) -> ValueRow:
+    first = members[0]
+    if len(members) == 1:
+        return first
+    return replace(first, name=f"{_base(first.name)}_*", module=any_layer(first.module))
