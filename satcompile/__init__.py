@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from satcompile.errors import (
         BudgetError,
+        FileError,
         NotCompiledError,
         OptionError,
         SatcompileError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BudgetError",
+    "FileError",
     "NotCompiledError",
     "OptionError",
     "SatcompileError",
@@ -46,6 +48,7 @@ __all__ = [
 
 _HOMES = {
     "BudgetError": "satcompile.errors",
+    "FileError": "satcompile.errors",
     "NotCompiledError": "satcompile.errors",
     "OptionError": "satcompile.errors",
     "SatcompileError": "satcompile.errors",

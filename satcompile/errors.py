@@ -69,3 +69,18 @@ class VerificationError(SatcompileError):
 
 class NotCompiledError(SatcompileError, LookupError):
     """A report was asked for something that the backend never compiled."""
+
+
+class FileError(SatcompileError, OSError):
+    """A report's file could not be written or read.
+
+    Attributes:
+        errno, filename: of the operating system's error.
+    """
+
+    def __init__(self, message: str, cause: OSError) -> None:
+        super().__init__(message)
+        self.errno, self.filename = cause.errno, cause.filename
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # not "[Errno 2] ...", which OSError would make of it

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
+from satcompile.graph_text import GraphChange, graph_text, kept
 from satcompile.partition import Partition, partition
 from satcompile.passes.chunked_loss import ChunkedLoss
 from satcompile.passes.recompute import Recompute
@@ -33,11 +35,16 @@ _PROGRESS_AFTER_S = 2.0
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What a report says of a pass."""
+    """What a report says of a pass.
+
+    Attributes:
+        change: the graph before and after, where the pass changed it.
+    """
 
     name: str
     time_us: float
     changed: str
+    change: GraphChange | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,20 @@ def sparsify(
         VerificationError: with all tiles active, it would not be what it was.
     """
     before = reference(graph.module, dense=True)
+    texts = [kept(graph_text(graph.graph))]  # the graph changes in place
     started = time.perf_counter()
     found = gradients.run(graph)
     records = [_recorded(started, gradients.name, _tiled(found))]
+    texts.append(kept(graph_text(graph.graph)))
     if forward is not None:
         started = time.perf_counter()
         found = forward.run(graph.graph, graph.primals, found)
         records.append(_recorded(started, forward.name, _masked(found)))
+        texts.append(kept(graph_text(graph.graph)))
+    records = [
+        replace(record, change=GraphChange(*texts[position : position + 2]))
+        for position, record in enumerate(records)
+    ]
     changed = TrainingGraph(graph.module, graph.num_forward_outputs, graph.static_inputs)
     names = [record.name for record in records]
     check_joint(changed.module, before, names, dense=True)
@@ -120,7 +134,8 @@ def run(
         before = reference(problem.graph.module)
     started = time.perf_counter()
     parts = partition(problem.graph, plan)
-    records.append(_recorded(started, "partition", _sizes(parts)))
+    made = _recorded(started, "partition", _sizes(parts))
+    records.append(replace(made, change=_split(problem.graph, parts)))
     started = time.perf_counter()
     check_partition(before, parts, plan, problem, [r.name for r in records])
     records.append(_recorded(started, "verify", "every emitted value is one of the joint graph's"))
@@ -162,10 +177,23 @@ def _cheaper_in_chunks(
         chunked, replace(recompute, whole=plan), reference(found.graph.module), planned
     )
     if recompute.prefers(other, chunked.step_time_us, plan, problem.step_time_us):
-        records[-1:] = [made, *planned]
+        change = GraphChange(partial(_text, problem.graph), partial(_text, chunked.graph))
+        records[-1:] = [replace(made, change=change), *planned]
         return chunked, other
     records.append(replace(made, changed=f"not taken, the plan is no better: {made.changed}"))
     return problem, plan
+
+
+def _text(graph: TrainingGraph) -> str:
+    return graph_text(graph.graph)
+
+
+def _split(graph: TrainingGraph, parts: Partition) -> GraphChange:
+    """The joint graph against the two that came of it, which Inductor will rewrite."""
+    forward, backward = graph_text(parts.forward.graph), graph_text(parts.backward.graph)
+    return GraphChange(
+        partial(_text, graph), kept(f"# the forward\n{forward}# the backward\n{backward}")
+    )
 
 
 def _recorded(started: float, name: str, changed: str) -> PassRecord:

@@ -12,6 +12,7 @@ from torch import fx
 from satcompile.inductor import Attempt
 from satcompile.options import Options
 from satcompile.partition import Partition
+from satcompile.pipeline import PassRecord
 from satcompile.planning_problem import PlanningProblem
 from satcompile.retention import RetentionPlan
 
@@ -37,6 +38,7 @@ class Planned:
     problem: PlanningProblem
     plan: RetentionPlan
     parts: Partition
+    passes: Sequence[PassRecord]
 
 
 def planned(
@@ -60,7 +62,9 @@ def planned(
         torch.compiler.reset()
     (attempt,) = (a for a in attempts if a.outcome is not None)
     assert attempt.problem is not None
-    return Planned(attempt.problem, attempt.outcome.plan, attempt.outcome.parts)
+    return Planned(
+        attempt.problem, attempt.outcome.plan, attempt.outcome.parts, attempt.outcome.passes
+    )
 
 
 def planned_tightly(model: Callable[..., Any], inputs: dict[str, Any], share: float) -> Planned:

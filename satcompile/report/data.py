@@ -9,8 +9,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
+from satcompile.curve import CurvePoint
+from satcompile.report.files import ending_of, write_whole
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.timeline import Timeline
 from satcompile.report.updates import UpdateReport
@@ -44,13 +46,42 @@ class ValueRow:
         }}  # fmt: skip
 
 
+class GraphTexts(Protocol):
+    """A graph before and after something."""
+
+    def before(self) -> str: ...
+    def after(self) -> str: ...
+    def diff(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class PassRow:
-    """A pass that ran on the graph: its name, its time, and what it changed."""
+    """A pass that ran on the graph: its name, its time, and what it changed.
+
+    Attributes:
+        before, after: the graph as text, a line a node; None where the pass left it alone.
+        diff: between the two, in unified form.
+    """
 
     name: str
     time_us: float
     changed: str
+    _change: GraphTexts | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def before(self) -> str | None:
+        return None if self._change is None else self._change.before()
+
+    @property
+    def after(self) -> str | None:
+        return None if self._change is None else self._change.after()
+
+    @property
+    def diff(self) -> str | None:
+        return None if self._change is None else self._change.diff()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "time_us": self.time_us, "changed": self.changed}
 
 
 @dataclass
@@ -86,6 +117,8 @@ class GraphReport:
         timeline: memory over the step, simulated; made at the first look. Where ``prediction``
             is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
         default_timeline: the same for torch.compile's own plan.
+        curve: plans at other limits, with what is resident; made at the first look, which takes
+            as long as planning the graph about eight times. Empty where none is known.
     """
 
     name: str
@@ -111,6 +144,7 @@ class GraphReport:
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
     _simulated_default_bytes: int | None = field(default=None, repr=False)
+    _curve: Any = field(default=(), repr=False)
     _timeline: Any = field(default=None, repr=False)
     _default_timeline: Any = field(default=None, repr=False)
 
@@ -149,6 +183,15 @@ class GraphReport:
     @property
     def updates(self) -> UpdateReport | None:
         return self._updates if self._updates is not None and self._updates.is_fused else None
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        if callable(self._curve):
+            if callable(self._floor):
+                self.floor_bytes  # noqa: B018 - the search knows more later: the same either way
+            self._curve = tuple(self._curve())
+        base_bytes = self.resident_bytes + self.beside_bytes
+        return tuple(point.above(base_bytes) for point in self._curve)
 
     @property
     def timeline(self) -> Timeline | None:
@@ -193,12 +236,14 @@ class GraphReport:
             "bound_kind": self.bound_kind,
             "saved": [row.to_dict() for row in self.saved],
             "recomputed": [row.to_dict() for row in self.recomputed],
-            "passes": [asdict(row) for row in self.passes],
+            "passes": [row.to_dict() for row in self.passes],
             "beside_bytes": self.beside_bytes,
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
             "updates": None if self.updates is None else self.updates.to_dict(),
+            # Costly, so only where somebody has asked for it already.
+            "curve": None if callable(self._curve) else [point.to_dict() for point in self.curve],
             "timeline": _data(self.timeline) if is_there(self._timeline) else None,
             "default_timeline": _data(self.default_timeline)
             if is_there(self._default_timeline)
@@ -240,12 +285,19 @@ class Report:
         return {"format": 1, "graphs": [graph.to_dict(ask) for graph in self.graphs]}
 
     def save(self, path: str | Path) -> None:
-        """Write the report; the name must end in ``.json``.
+        """Write the report: a page to read (``.html``) or data (``.json``).
+
+        The page shows plans at other budgets, too, which are made for it: that takes as long as
+        planning the graph about eight times.
 
         Raises:
-            ValueError: another ending.
+            OptionError: another ending.
+            FileError: the file cannot be written; nothing is left half-written.
         """
         path = Path(path)
-        if path.suffix != ".json":
-            raise ValueError(f"{path.name!r}: a report is saved as .json in this version.")
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        if ending_of(path, "a report") == ".html":
+            from satcompile.report.page import render_page
+
+            write_whole(path, render_page(self))
+        else:
+            write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from satcompile.curve import curve
 from satcompile.generated_code import StepWalk
 from satcompile.inductor import Attempt
 from satcompile.report.data import GraphReport, PassRow
@@ -37,9 +38,10 @@ def graph_report(
             when somebody asks.
         latest_call: what the graph was called with last; None for one that is never called.
     """
-    assert attempt.outcome is not None and attempt.problem is not None
+    outcome = attempt.outcome
+    assert outcome is not None and attempt.problem is not None
     step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
-    plan, problem, whole = attempt.outcome.plan, attempt.problem, attempt.outcome.whole
+    plan, problem, whole = outcome.plan, attempt.problem, outcome.whole
     forward_us = problem.forward_time_us
     # What the simulation did not see in this plan, it will not have seen in the lowest one.
     unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
@@ -66,7 +68,7 @@ def graph_report(
         bound_kind=plan.bound_kind,
         saved=saved_rows(problem, plan),
         recomputed=recomputed_rows(plan),
-        passes=[PassRow(p.name, p.time_us, p.changed) for p in attempt.passes],
+        passes=[PassRow(p.name, p.time_us, p.changed, p.change) for p in attempt.passes],
         rounds=rounds,
         notes=notes,
         sparsity=None
@@ -76,6 +78,9 @@ def graph_report(
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
         _simulated_default_bytes=plan.default_profile.peak_bytes,
+        _curve=lambda: curve(
+            problem, attempt.options.solver_effort, plan, attempt.search, outcome.chunking_us
+        ),
         _timeline=lambda: plan_timeline(problem, plan),
         _default_timeline=lambda: default_timeline(whole, plan),
     )

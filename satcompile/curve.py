@@ -1,0 +1,125 @@
+"""Memory against time: plans of one graph at limits from the lowest peak to torch's own.
+
+Each point is a plan that the search holds, so the curve is an upper bound of the best one: what
+lies below it may exist, what lies on it does. Peaks are simulated, times the cost model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from satcompile.passes.recompute import budget_search
+from satcompile.planning_problem import PlanningProblem
+from satcompile.retention import RetentionPlan
+from satcompile.solver.search import BudgetSearch, Candidate
+from satcompile.torch_compat import default_saved_values
+
+_LIMITS, _LIMITS_OF_LARGE = 8, 4  # between the two ends
+_LARGE = 2_000  # operations; a limit then takes tens of seconds
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A plan.
+
+    Attributes:
+        limit_bytes: what its peak was to stay within.
+        peak_bytes: of the step, simulated.
+        time_added_us: by recomputation and what comes with it.
+        is_chosen: whether it is the plan in use.
+    """
+
+    limit_bytes: int
+    peak_bytes: int
+    time_added_us: float
+    is_chosen: bool = False
+
+    def above(self, base_bytes: int) -> CurvePoint:
+        """The same with so much resident."""
+        return replace(
+            self,
+            limit_bytes=self.limit_bytes + base_bytes,
+            peak_bytes=self.peak_bytes + base_bytes,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def curve(
+    problem: PlanningProblem,
+    effort: int,
+    chosen: RetentionPlan | None = None,
+    search: BudgetSearch | None = None,
+    more_us: float = 0.0,
+    limits: int | None = None,
+) -> tuple[CurvePoint, ...]:
+    """Points of which no other has both a lower peak and less time, lowest peak first.
+
+    The plan in use is there even where another is better in both. The same problem and effort
+    give the same points.
+
+    Args:
+        problem: of the graph.
+        effort: of each solve; see ``BudgetSearch``.
+        chosen: the plan in use, if there is one.
+        search: of this problem, to be used again; a new one otherwise.
+        more_us: time that this form of the graph takes beyond another that it is compared with,
+            added to every point.
+        limits: between the lowest peak and the default's; 8 or, for large graphs, 4 otherwise.
+    """
+    search = search or budget_search(problem, effort)
+    default = search.candidate(problem.storages_of(_default_saved(problem, chosen)))
+    most = default.solution.saved_bytes
+    lowest = search.floor(most)
+    limits = limits if limits is not None else _limits_for(problem)
+    low, high = lowest.profile.peak_bytes, default.profile.peak_bytes
+    found = [_point(lowest, low), _point(default, high)]
+    for number in range(1, limits + 1):
+        limit_bytes = low + (high - low) * number // (limits + 1)
+        candidate = search.within(limit_bytes, most)
+        if candidate is not None:
+            found.append(_point(candidate, limit_bytes))
+    if chosen is not None:
+        found.append(_chosen_point(chosen))
+    return tuple(replace(p, time_added_us=p.time_added_us + more_us) for p in best(found))
+
+
+def best(points: Iterable[CurvePoint]) -> list[CurvePoint]:
+    """Points that no other beats in both peak and time, lowest peak first, and the chosen one."""
+
+    # Of equals the plan in use comes first, then the one of the lowest limit.
+    def order(point: CurvePoint) -> tuple[float, ...]:
+        return point.peak_bytes, point.time_added_us, not point.is_chosen, point.limit_bytes
+
+    kept: list[CurvePoint] = []
+    least_us = float("inf")
+    for point in sorted(points, key=order):
+        if point.time_added_us < least_us or point.is_chosen:
+            kept.append(point)
+            least_us = min(least_us, point.time_added_us)
+    return kept
+
+
+def _default_saved(problem: PlanningProblem, chosen: RetentionPlan | None) -> Sequence[Any]:
+    graph = problem.graph
+    by_name = {node.name: node for node in graph.graph.nodes}
+    if chosen is not None and all(name in by_name for name in chosen.default_saved):
+        return [by_name[name] for name in chosen.default_saved]
+    return default_saved_values(graph.module, graph.roles, 1)
+
+
+def _limits_for(problem: PlanningProblem) -> int:
+    return _LIMITS_OF_LARGE if len(problem.operations) > _LARGE else _LIMITS
+
+
+def _point(candidate: Candidate, limit_bytes: int) -> CurvePoint:
+    return CurvePoint(limit_bytes, candidate.profile.peak_bytes, candidate.solution.time_us)
+
+
+def _chosen_point(plan: RetentionPlan) -> CurvePoint:
+    peak_bytes = plan.profile.peak_bytes
+    limit_bytes = peak_bytes if plan.limit_bytes is None else plan.limit_bytes
+    return CurvePoint(max(limit_bytes, peak_bytes), peak_bytes, plan.time_us, is_chosen=True)

@@ -1,0 +1,140 @@
+"""A report as one page of HTML that carries all it needs and asks for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jinja2
+import plotly.offline
+
+from satcompile.report import charts
+from satcompile.report.data import GraphReport, PassRow, Report
+from satcompile.report.folding import Fold, fold
+from satcompile.report.terminal import budget_text
+from satcompile.sizes import format_bytes, format_time
+
+_MOST_LINES = 3_000  # of a diff on a page; the data has all of them
+_MOST_BARS = 400
+
+
+def render_page(report: Report) -> str:
+    """The page. Plans for the Pareto curve are made where nobody has asked for them yet, which
+    takes as long as planning the graph about eight times."""
+    graphs = [_Section(number, graph) for number, graph in enumerate(report.graphs)]
+    return render("report.html.jinja", title=_title(report), graphs=graphs)
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of ours with plotly's script."""
+    return (
+        _templates()
+        .get_template(template)
+        .render(plotly_script=plotly.offline.get_plotlyjs(), **values)
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("satcompile.report"),
+        autoescape=True,  # names come from models
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        size=format_bytes, time=format_time, percent=_percent, shape=_shape, diff_lines=diff_lines
+    )
+    return environment
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{share:.{digits}%}"
+
+
+def _shape(extents: Sequence[int]) -> str:
+    return "x".join(map(str, extents)) or "scalar"
+
+
+def _title(report: Report) -> str:
+    names = [graph.name for graph in report.graphs]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else "no graphs"
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One graph, and what the template asks of it."""
+
+    number: int
+    graph: GraphReport
+
+    @property
+    def anchor(self) -> str:
+        return f"graph-{self.number}"
+
+    @property
+    def budget(self) -> str:
+        return budget_text(self.graph)
+
+    @property
+    def added_share(self) -> float:
+        graph = self.graph
+        return graph.recompute_time_us / graph.forward_time_us if graph.forward_time_us else 0.0
+
+    @property
+    def memory(self) -> charts.Chart | None:
+        graph = self.graph
+        lines = {"planned": graph.timeline, "torch.compile": graph.default_timeline}
+        known = {name: line for name, line in lines.items() if line is not None}
+        if not known:
+            return None
+        return charts.memory_chart(f"{self.anchor}-memory", known, graph.budget_bytes)
+
+    @property
+    def simulation_off_bytes(self) -> int:
+        """By how much the chart's peak is below that of the code which runs."""
+        timeline = self.graph.timeline
+        return 0 if timeline is None else self.graph.predicted_peak_bytes - timeline.peak_bytes
+
+    @property
+    def curve(self) -> charts.Chart | None:
+        graph = self.graph
+        if not graph.curve:
+            return None
+        default = graph.default_timeline
+        default_bytes = graph.default_peak_bytes if default is None else default.peak_bytes
+        name = f"{self.anchor}-curve"
+        return charts.curve_chart(name, graph.curve, graph.forward_time_us, default_bytes)
+
+    @property
+    def peaks(self) -> charts.Chart:
+        return charts.peaks_chart(f"{self.anchor}-peaks", self.graph)
+
+    @property
+    def sparsity(self) -> charts.Chart | None:
+        sparsity = self.graph.sparsity
+        if sparsity is None or not 0 < len(sparsity.parameters) <= _MOST_BARS:
+            return None
+        return charts.sparsity_chart(f"{self.anchor}-sparsity", sparsity.parameters)
+
+    @property
+    def decisions(self) -> list[tuple[str, list[Fold]]]:
+        tables = {"Saved for backward": self.graph.saved, "Recomputed": self.graph.recomputed}
+        return [(title, fold(rows)) for title, rows in tables.items() if rows]
+
+    @property
+    def passes(self) -> list[tuple[PassRow, str | None]]:
+        return [(row, row.diff) for row in self.graph.passes]
+
+
+def diff_lines(diff: str) -> tuple[list[tuple[str, str]], int]:
+    """Lines of a diff with what they are, and how many more there are."""
+    lines = diff.splitlines()
+    kinds = {"+": "added", "-": "removed", "@": "place"}
+    return [(kinds.get(line[:1], ""), line) for line in lines[:_MOST_LINES]], max(
+        0, len(lines) - _MOST_LINES
+    )
