@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from satcompile.measure import measure_peak
     from satcompile.optimizers.fused import fuse_optimizer
     from satcompile.report.registry import report, sparsity_state
+    from satcompile.report.saved import load_report
     from satcompile.sparsity.settings import Sparsity
     from satcompile.sparsity.state import SparsityState
 
@@ -41,6 +42,7 @@ __all__ = [
     "UpdateError",
     "VerificationError",
     "fuse_optimizer",
+    "load_report",
     "measure_peak",
     "report",
     "sparsity_state",
@@ -58,6 +60,7 @@ _HOMES = {
     "UpdateError": "satcompile.errors",
     "VerificationError": "satcompile.errors",
     "fuse_optimizer": "satcompile.optimizers.fused",
+    "load_report": "satcompile.report.saved",
     "measure_peak": "satcompile.measure",
     "report": "satcompile.report.registry",
     "sparsity_state": "satcompile.report.registry",

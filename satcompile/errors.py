@@ -72,15 +72,16 @@ class NotCompiledError(SatcompileError, LookupError):
 
 
 class FileError(SatcompileError, OSError):
-    """A report's file could not be written or read.
+    """A report's file could not be written or read, or holds no report.
 
     Attributes:
-        errno, filename: of the operating system's error.
+        errno, filename: of the operating system's error, where there was one.
     """
 
-    def __init__(self, message: str, cause: OSError) -> None:
+    def __init__(self, message: str, cause: OSError | None = None) -> None:
         super().__init__(message)
-        self.errno, self.filename = cause.errno, cause.filename
+        if cause is not None:
+            self.errno, self.filename = cause.errno, cause.filename
 
     def __str__(self) -> str:
         return str(self.args[0])  # not "[Errno 2] ...", which OSError would make of it

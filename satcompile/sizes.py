@@ -35,6 +35,11 @@ def format_bytes(num_bytes: float | None) -> str:
     raise AssertionError
 
 
+def format_change(num_bytes: int) -> str:
+    """With its sign: +1.50 GiB."""
+    return f"{'+' if num_bytes > 0 else ''}{format_bytes(num_bytes)}"
+
+
 def format_time(time_us: float) -> str:
     """In the unit that suits: 1.5 ms."""
     if time_us < 1e3:

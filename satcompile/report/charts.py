@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -23,7 +23,7 @@ _NAMED = 8  # of the largest things alive at a position
 _CONFIG = {
     "responsive": True,
     "displaylogo": False,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d"],
+    "modeBarButtons": [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 }
 
 
@@ -44,14 +44,16 @@ class Chart:
     data: dict[str, Any] | None = field(default=None, repr=False)
 
 
-def memory_chart(div_id: str, timelines: dict[str, Timeline], budget_bytes: int | None) -> Chart:
+def memory_chart(
+    div_id: str, timelines: Mapping[str, Timeline], limits: Mapping[str, int]
+) -> Chart:
     """Bytes alive over the step, a line each.
 
     Args:
-        timelines: by what the line is called, "planned" first.
-        budget_bytes: the line that none may cross; None without one.
+        timelines: by what each is called; no more than two.
+        limits: bytes that a line may not cross, by what that is called.
     """
-    highest = max([*(each.peak_bytes for each in timelines.values()), budget_bytes or 0])
+    highest = max([*(each.peak_bytes for each in timelines.values()), *limits.values()])
     unit_bytes, unit = _unit(highest)
     figure = _figure(f"alive, {unit}", "time in the step by the cost model, ms")
     texts = _Texts()
@@ -67,8 +69,8 @@ def memory_chart(div_id: str, timelines: dict[str, Timeline], budget_bytes: int 
             f"<br>%{{text}}<br>resident: {format_bytes(each.base_bytes)}<extra></extra>",
         )
         texts.add(each)
-    if budget_bytes is not None:
-        _limit_line(figure, budget_bytes / unit_bytes)
+    for name, num_bytes in limits.items():
+        _limit_line(figure, num_bytes / unit_bytes, name)
     return _chart(div_id, "Memory over the step", figure, texts.to_dict())
 
 
@@ -115,11 +117,14 @@ def peaks_chart(div_id: str, graph: GraphReport) -> Chart:
         y=[num_bytes / unit_bytes for num_bytes in known.values()],
         marker={"color": [colours.get(name, OURS) for name in known]},
         text=[format_bytes(num_bytes) for num_bytes in known.values()],
+        textposition="outside",
+        textangle=0,
+        cliponaxis=False,
         hovertemplate="%{x}: %{text}<extra></extra>",
         showlegend=False,
     )
     if graph.budget_bytes is not None:
-        _limit_line(figure, graph.budget_bytes / unit_bytes)
+        _limit_line(figure, graph.budget_bytes / unit_bytes, "budget")
     return _chart(div_id, "Predicted against measured", figure)
 
 
@@ -195,9 +200,13 @@ def _unit(num_bytes: int) -> tuple[int, str]:
     return 1, "bytes"
 
 
-def _limit_line(figure: go.Figure, y: float) -> None:
-    figure.add_hline(y, line={"color": LIMIT, "dash": "dash"}, annotation_text="budget",
-                     annotation_position="top left")  # fmt: skip
+def _limit_line(figure: go.Figure, y: float, name: str) -> None:
+    figure.add_hline(
+        y,
+        line={"color": LIMIT, "dash": "dash"},
+        annotation_text=_escaped(name),
+        annotation_position="top left",
+    )
 
 
 def _figure(y_title: str, x_title: str) -> go.Figure:
@@ -206,14 +215,17 @@ def _figure(y_title: str, x_title: str) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
-        margin={"l": 8, "r": 8, "t": 32, "b": 8},
+        margin={"l": 8, "r": 8, "t": 64, "b": 8},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="closest",
         hoverdistance=200,
-        hoverlabel={"align": "left", "namelength": -1},
+        hoverlabel={"align": "left", "font": {"family": "system-ui, sans-serif"}},
+        modebar={"bgcolor": "rgba(0,0,0,0)"},
         dragmode=False,
     )
-    figure.update_yaxes(title=y_title, rangemode="tozero", automargin=True)
+    figure.update_yaxes(
+        title={"text": y_title, "standoff": 12}, rangemode="tozero", automargin=True
+    )
     figure.update_xaxes(title=x_title, automargin=True)
     return figure
 

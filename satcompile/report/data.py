@@ -6,16 +6,19 @@ All sizes are bytes, all times microseconds; formatting happens where things are
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from satcompile.curve import CurvePoint
 from satcompile.report.files import ending_of, write_whole
-from satcompile.report.sparsity import SparsityReport
+from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.report.timeline import Timeline
-from satcompile.report.updates import UpdateReport
+
+if TYPE_CHECKING:
+    from satcompile.report.comparison import Comparison
+    from satcompile.report.updates import SavedUpdates, UpdateReport
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class ValueRow:
     module: str
     source: str
     copies: int
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> ValueRow:
+        row = {**row, "num_bytes": row["bytes"], "shape": tuple(row["shape"])}
+        return cls(**{each.name: row[each.name] for each in fields(cls)})
 
     def to_dict(self) -> dict[str, Any]:
         row = asdict(self)
@@ -139,12 +147,12 @@ class GraphReport:
     rounds: int = 1
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
-    sparsity: SparsityReport | None = None
-    _updates: UpdateReport | None = field(default=None, repr=False)
+    sparsity: SparsityReport | SavedSparsity | None = None
+    _updates: UpdateReport | SavedUpdates | None = field(default=None, repr=False)
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
     _simulated_default_bytes: int | None = field(default=None, repr=False)
-    _curve: Any = field(default=(), repr=False)
+    _curve: Any = field(default=None, repr=False)
     _timeline: Any = field(default=None, repr=False)
     _default_timeline: Any = field(default=None, repr=False)
 
@@ -181,7 +189,7 @@ class GraphReport:
         return self.resident_bytes + self._simulated_default_bytes, "simulation"
 
     @property
-    def updates(self) -> UpdateReport | None:
+    def updates(self) -> UpdateReport | SavedUpdates | None:
         return self._updates if self._updates is not None and self._updates.is_fused else None
 
     @property
@@ -191,7 +199,7 @@ class GraphReport:
                 self.floor_bytes  # noqa: B018 - the search knows more later: the same either way
             self._curve = tuple(self._curve())
         base_bytes = self.resident_bytes + self.beside_bytes
-        return tuple(point.above(base_bytes) for point in self._curve)
+        return tuple(point.above(base_bytes) for point in self._curve or ())
 
     @property
     def timeline(self) -> Timeline | None:
@@ -245,9 +253,9 @@ class GraphReport:
             # Costly, so only where somebody has asked for it already.
             "curve": None if callable(self._curve) else [point.to_dict() for point in self.curve],
             "timeline": _data(self.timeline) if is_there(self._timeline) else None,
-            "default_timeline": _data(self.default_timeline)
-            if is_there(self._default_timeline)
-            else None,
+            "default_timeline": (
+                _data(self.default_timeline) if is_there(self._default_timeline) else None
+            ),
         }
 
 
@@ -283,6 +291,17 @@ class Report:
         """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys.
         Without ``ask`` nothing is computed for it."""
         return {"format": 1, "graphs": [graph.to_dict(ask) for graph in self.graphs]}
+
+    def compare(self, other: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
+        """What is different in ``other``: another budget, or another version of the model.
+
+        Args:
+            other: the later of the two.
+            names: what the two are called.
+        """
+        from satcompile.report.comparison import compare
+
+        return compare(self, other, names)
 
     def save(self, path: str | Path) -> None:
         """Write the report: a page to read (``.html``) or data (``.json``).

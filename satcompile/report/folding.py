@@ -46,7 +46,7 @@ def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
 
 def layer_key(row: ValueRow) -> tuple:
     """Equal for values of identical layers."""
-    return any_layer(row.module), row.source, row.dtype, row.shape, _base(row.name)
+    return any_layer(row.module), row.source, row.dtype, row.shape, base_name(row.name)
 
 
 def any_layer(module: str) -> str:
@@ -54,12 +54,13 @@ def any_layer(module: str) -> str:
     return re.sub(r"\b\d+\b", "*", module)
 
 
-def _base(name: str) -> str:
-    return re.sub(r"_\d+$", "", name)
+def base_name(name: str) -> str:
+    """Without the number that tells nodes of one operator apart."""
+    return re.sub(r"_(\d+|\*)$", "", name)
 
 
 def _standing_for(members: Sequence[ValueRow]) -> ValueRow:
     first = members[0]
     if len(members) == 1:
         return first
-    return replace(first, name=f"{_base(first.name)}_*", module=any_layer(first.module))
+    return replace(first, name=f"{base_name(first.name)}_*", module=any_layer(first.module))

@@ -11,10 +11,12 @@ import jinja2
 import plotly.offline
 
 from satcompile.report import charts
+from satcompile.report.comparison import Comparison, GraphComparison
 from satcompile.report.data import GraphReport, PassRow, Report
 from satcompile.report.folding import Fold, fold
 from satcompile.report.terminal import budget_text
-from satcompile.sizes import format_bytes, format_time
+from satcompile.report.timeline import Timeline
+from satcompile.sizes import format_bytes, format_change, format_time
 
 _MOST_LINES = 3_000  # of a diff on a page; the data has all of them
 _MOST_BARS = 400
@@ -25,6 +27,27 @@ def render_page(report: Report) -> str:
     takes as long as planning the graph about eight times."""
     graphs = [_Section(number, graph) for number, graph in enumerate(report.graphs)]
     return render("report.html.jinja", title=_title(report), graphs=graphs)
+
+
+def render_comparison_page(comparison: Comparison) -> str:
+    """What changed, as a page."""
+    names = comparison.names
+    graphs = [
+        _ComparedSection(number, names, each) for number, each in enumerate(comparison.graphs)
+    ]
+    return render(
+        "comparison.html.jinja",
+        title=f"from {names[0]} to {names[1]}",
+        names=names,
+        graphs=graphs,
+        only=[
+            (name, only)
+            for name, only in zip(
+                names, (comparison.only_before, comparison.only_after), strict=True
+            )
+            if only
+        ],
+    )
 
 
 def render(template: str, **values: Any) -> str:
@@ -46,7 +69,12 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        size=format_bytes, time=format_time, percent=_percent, shape=_shape, diff_lines=diff_lines
+        size=format_bytes,
+        change=format_change,
+        time=format_time,
+        percent=_percent,
+        shape=_shape,
+        diff_lines=diff_lines,
     )
     return environment
 
@@ -92,7 +120,8 @@ class _Section:
         known = {name: line for name, line in lines.items() if line is not None}
         if not known:
             return None
-        return charts.memory_chart(f"{self.anchor}-memory", known, graph.budget_bytes)
+        limits = {} if graph.budget_bytes is None else {"budget": graph.budget_bytes}
+        return charts.memory_chart(f"{self.anchor}-memory", known, limits)
 
     @property
     def simulation_off_bytes(self) -> int:
@@ -129,6 +158,32 @@ class _Section:
     @property
     def passes(self) -> list[tuple[PassRow, str | None]]:
         return [(row, row.diff) for row in self.graph.passes]
+
+
+@dataclass(frozen=True)
+class _ComparedSection:
+    """Two reports of one graph, and what the template asks of them."""
+
+    number: int
+    names: tuple[str, str]
+    graph: GraphComparison
+
+    @property
+    def anchor(self) -> str:
+        return f"graph-{self.number}"
+
+    @property
+    def memory(self) -> charts.Chart | None:
+        lines: dict[str, Timeline] = {}
+        limits: dict[str, int] = {}
+        for name, graph in zip(self.names, (self.graph.before, self.graph.after), strict=True):
+            if graph.timeline is not None:
+                lines[name] = graph.timeline
+            if graph.budget_bytes is not None:
+                limits[f"budget of {name}"] = graph.budget_bytes
+        if not lines:
+            return None
+        return charts.memory_chart(f"{self.anchor}-memory", lines, limits)
 
 
 def diff_lines(diff: str) -> tuple[list[tuple[str, str]], int]:

@@ -149,3 +149,32 @@ class SparsityReport:
             skipped,
             parameter.forward_dense,
         )
+
+
+@dataclass(frozen=True)
+class SavedSparsity:
+    """What a ``SparsityReport`` said when it was saved."""
+
+    step: int | None
+    next_choice: int | None
+    density: float
+    total_flops: float
+    skipped_share: float
+    parameters: Sequence[TiledRow]
+    dense: Sequence[DenseRow]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SavedSparsity:
+        """What ``to_dict`` gave."""
+        tiled = [
+            {**r, "shape": tuple(r["shape"]), "tile": tuple(r["tile"])} for r in data["parameters"]
+        ]
+        dense = [{**r, "shape": tuple(r["shape"])} for r in data["dense"]]
+        rows = {
+            "parameters": [TiledRow(**row) for row in tiled],
+            "dense": [DenseRow(**row) for row in dense],
+        }
+        return cls(**{**data, **rows})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -8,14 +8,16 @@ the rows say what the latest one did.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from satcompile.inductor import Attempt
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.passes.fused_update import FusedUpdate
+
+if TYPE_CHECKING:
+    from satcompile.inductor import Attempt
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,15 @@ class UpdateRow:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "shape": self.shape,
-            "bytes": self.num_bytes,
-            "optimizer": self.optimizer,
-            "consumed": self.consumed,
-            "reason": self.reason,
-        }
+        row = asdict(self)
+        return {"name": row.pop("name"), "bytes": row.pop("num_bytes"), **row}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> UpdateRow:
+        """What ``to_dict`` gave."""
+        row = {**row, "shape": tuple(row["shape"]), "num_bytes": row["bytes"]}
+        del row["bytes"]
+        return cls(**row)
 
 
 class UpdateReport:
@@ -150,6 +153,29 @@ class UpdateReport:
         if FusedUpdate.name in self._attempt.options.disable_passes:
             return f"disable_passes names {FusedUpdate.name!r}"
         return "inputs of the graph share memory"
+
+
+@dataclass(frozen=True)
+class SavedUpdates:
+    """What an ``UpdateReport`` said when it was saved."""
+
+    observed: bool
+    consumed_bytes: int
+    returned_bytes: int
+    unplanned_bytes: int
+    parameters: Sequence[UpdateRow]
+    is_fused: bool = True
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SavedUpdates:
+        """What ``to_dict`` gave."""
+        rows = [UpdateRow.from_dict(row) for row in data["parameters"]]
+        return cls(**{**data, "parameters": rows})
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        del data["is_fused"]
+        return {**data, "parameters": [row.to_dict() for row in self.parameters]}
 
 
 def _bytes_of(parameter: torch.Tensor) -> int:

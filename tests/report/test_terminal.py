@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from satcompile.report.comparison import Comparison
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
 from satcompile.report.folding import fold
-from satcompile.report.terminal import render
+from satcompile.report.terminal import render, render_comparison
 from satcompile.report.terminal.bar import segments
 from satcompile.report.terminal.layout import MOST_ROWS
 from satcompile.report.updates import UpdateRow
@@ -239,7 +240,7 @@ def test_without_fused_updates_nothing_is_said_of_them() -> None:
 # -- where it is printed ---------------------------------------------------------------------
 
 
-def printed(report: Report, **console: Any) -> str:
+def printed(report: Report | Comparison, **console: Any) -> str:
     out = io.TextIOWrapper(io.BytesIO(), encoding=console.pop("encoding", "utf-8"))
     settings = {"file": out, "width": 80, "force_terminal": True, "color_system": "standard"}
     Console(**{**settings, **console}).print(report)
@@ -316,6 +317,29 @@ def test_a_real_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(ours)
     assert "█" in text
     assert "\x1b[" in text
+
+
+@given(graphs(), graphs(), st.sampled_from(WIDTHS))
+@settings(max_examples=50, deadline=None)
+def test_a_comparison_is_no_wider_and_nothing_is_cut(
+    before: GraphReport, after: GraphReport, width: int
+) -> None:
+    found = Report([before]).compare(Report([after]))
+    text = render_comparison(found, width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    kept = squeezed(text)
+    (pair,) = found.graphs
+    for each in pair.values[:MOST_ROWS]:
+        for cell in (each.name, each.module, each.source, str(each.before), str(each.after)):
+            assert squeezed(cell) in kept
+    for row in pair.rows():
+        assert all(squeezed(cell) in kept for cell in row)
+
+
+def test_a_comparison_has_colours_on_a_terminal() -> None:
+    found = Report([graph()]).compare(Report([graph(budget_bytes=5 * GIB)]))
+    assert "\x1b[1m" in printed(found)
+    assert is_plain(str(found))
 
 
 def test_markup_in_names_is_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile.report.updates import LatestCall, UpdateReport
+from satcompile.report.updates import LatestCall, SavedUpdates, UpdateReport
 
 
-def rows(report: UpdateReport) -> dict[str, tuple[bool, str]]:
+def rows(report: UpdateReport | SavedUpdates) -> dict[str, tuple[bool, str]]:
     return {row.name: (row.consumed, row.reason) for row in report.parameters}
 
 
@@ -53,6 +54,9 @@ def test_a_report_says_which_gradients_the_backward_consumed() -> None:
     assert set(data) >= {
         "observed", "consumed_bytes", "returned_bytes", "unplanned_bytes", "parameters",
     }  # fmt: skip
+    again = SavedUpdates.from_dict(json.loads(json.dumps(data)))
+    assert again.to_dict() == data
+    assert rows(again) == rows(found)
     row_keys = {"name", "shape", "bytes", "optimizer", "consumed", "reason"}
     assert row_keys <= set(data["parameters"][0])
 

@@ -17,10 +17,12 @@ function colour(name) {
 }
 
 function useReadersColours() {
-  const [ink, paper, line] = ["--ink", "--panel", "--line"].map(colour);
+  const [ink, soft, paper, line] = ["--ink", "--soft", "--panel", "--line"].map(colour);
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
   const layout = {
     "font.color": ink,
+    "modebar.color": soft,
+    "modebar.activecolor": ink,
     "hoverlabel.bgcolor": paper,
     "hoverlabel.bordercolor": line,
     "hoverlabel.font.color": ink,

@@ -9,28 +9,42 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType
 
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.terminal.bar import budget_bar
+from satcompile.report.terminal.comparison import ComparisonSections
 from satcompile.report.terminal.layout import Look, heading, paragraph
 from satcompile.report.terminal.sparsity import sparsity_section
 from satcompile.report.terminal.summary import budget_text, summary
 from satcompile.report.terminal.updates import updates_section
 from satcompile.report.terminal.values import passes_table, values_table
 
-__all__ = ["Sections", "budget_text", "render"]
+if TYPE_CHECKING:
+    from satcompile.report.comparison import Comparison
+
+__all__ = ["ComparisonSections", "Sections", "budget_text", "render", "render_comparison"]
 
 
 def render(report: Report, width: int = 110, ask: bool = True) -> str:
     """Plain text, at most ``width`` columns; without ``ask`` nothing is computed for it."""
+    return _plain(Sections(report, ask), width)
+
+
+def render_comparison(comparison: Comparison, width: int = 110) -> str:
+    """Plain text, at most ``width`` columns."""
+    return _plain(ComparisonSections(comparison), width)
+
+
+def _plain(sections: ConsoleRenderable, width: int) -> str:
     out = io.StringIO()
     console = Console(
         file=out, width=width, color_system=None, force_terminal=False, force_jupyter=False,
         legacy_windows=False,
     )  # fmt: skip
-    console.print(Sections(report, ask))
+    console.print(sections)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip() + "\n"
 
 
