@@ -13,6 +13,7 @@ from collections.abc import Callable
 from satcompile.compilation import Compilation, Planned
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.terminal import render
+from satcompile.report.trace import step_trace
 from satcompile.sizes import format_bytes
 from satcompile.torch_compat import is_tracing, trace_artifact
 
@@ -56,5 +57,6 @@ def _trace(report: GraphReport, planned: Planned) -> None:
     alone = Report([report])
     trace_artifact("satcompile_report", "json", lambda: alone.to_dict(ask=False))
     trace_artifact("satcompile_report", "string", lambda: render(alone, ask=False))
+    trace_artifact("satcompile_step", "json", lambda: step_trace([report], with_default=False))
     for name, text in planned.attempt.graphs.items():
         trace_artifact(f"satcompile_{name}", "string", lambda text=text: text)  # type: ignore[misc]

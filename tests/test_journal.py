@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from satcompile import journal
+from satcompile.report.trace import RECOMPUTED
 from tests.report.test_report import KEYS, graph
+from tests.report.test_trace import check_format
 
 STEP = """
 import torch
@@ -129,6 +131,15 @@ def test_tlparse_shows_the_graphs(parsed: Path) -> None:
     assert "primals_1" in forward
     assert "tangents_1" not in forward
     assert "tangents_1" in backward
+
+
+def test_tlparse_hands_out_the_step_for_perfetto(parsed: Path) -> None:
+    step = json.loads(artifact(parsed, "step", "json"))
+    check_format(step)
+    (figures,) = step["otherData"]["graphs"]
+    alive = [e["args"]["alive"] for e in step["traceEvents"] if e["name"] == "memory"]
+    assert max(alive) == figures["simulated_peak_bytes"]
+    assert any(e.get("cat") == RECOMPUTED for e in step["traceEvents"])
 
 
 def test_reports_are_traced_without_planning_or_compiling_for_them() -> None:

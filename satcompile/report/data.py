@@ -15,6 +15,7 @@ from satcompile.curve import CurvePoint
 from satcompile.report.files import ending_of, write_whole
 from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.report.timeline import Timeline
+from satcompile.report.trace import save_trace
 
 if TYPE_CHECKING:
     from satcompile.report.comparison import Comparison
@@ -216,6 +217,10 @@ class GraphReport:
     def _above_resident(self, found: Timeline | None) -> Timeline | None:
         return None if found is None else found.above(self.resident_bytes + self.beside_bytes)
 
+    def save_trace(self, path: str | Path) -> None:
+        """See ``Report.save_trace``; of this graph alone."""
+        save_trace([self], path)
+
     def to_dict(self, ask: bool = True) -> dict[str, Any]:
         """Plain data. Without ``ask`` nothing is planned, simulated or generated for what is not
         there yet: ``default_peak`` says what then stands for the default, and the floor and the
@@ -320,3 +325,18 @@ class Report:
             write_whole(path, render_page(self))
         else:
             write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def save_trace(self, path: str | Path) -> None:
+        """Write the planned step, and torch.compile's own plan of it, for Perfetto or
+        chrome://tracing: operations with their times by the cost model, memory by kind, and the
+        budget. Each graph begins at time 0.
+
+        Args:
+            path: ends in ``.json``.
+
+        Raises:
+            OptionError: another ending.
+            NotCompiledError: a report that was read from data without timelines.
+            FileError: the file cannot be written; nothing is left half-written.
+        """
+        save_trace(self.graphs, path)
