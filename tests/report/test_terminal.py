@@ -112,10 +112,11 @@ def test_even_the_narrowest_console_gets_something(width: int) -> None:
 
 def test_rows_stand_in_a_table_where_that_fits() -> None:
     found = Report([graph(saved=[value("addmm", "h.0.mlp")])])
-    row = "addmm  4.00 MiB  float32  1024x1024  h.0.mlp  model.py:12  1"
+    row = "addmm  4.00 MiB  1      float32  1024x1024  h.0.mlp  model.py:12"
     assert row in render(found, 80)
-    assert row not in render(found, 60)
-    assert "bytes 4.00 MiB, dtype float32" in render(found, 60)
+    narrower = "addmm  4.00 MiB  1      float32, 1024x1024, h.0.mlp,"
+    assert narrower in render(found, 60)
+    assert "bytes 4.00 MiB, count 1, dtype float32" in render(found, 40).replace("\n   ", "")
 
 
 # -- the budget as a bar ---------------------------------------------------------------------

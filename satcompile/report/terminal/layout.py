@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -59,7 +59,8 @@ def heading(text: str, look: Look) -> Text:
 
 @dataclass(frozen=True)
 class Rows:
-    """A table where it fits, and a paragraph for each row where it does not.
+    """A table where it fits; else one whose last column has all but the leading ones as words; else
+    a paragraph for each row.
 
     Attributes:
         title: above; "" for none.
@@ -67,6 +68,7 @@ class Rows:
         rows: of cells, "" where there is nothing to say.
         has_prose: whether the last column is text that wraps.
         has_header: whether the table shows the columns' names.
+        leading: columns that stay in the narrower table; 0 where there is none.
     """
 
     title: str
@@ -74,17 +76,30 @@ class Rows:
     rows: Sequence[Sequence[str]]
     has_prose: bool = False
     has_header: bool = True
+    leading: int = 0
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         if self.title:
             yield paragraph(self.title, _TITLE)
-        if self._narrowest() <= options.max_width:
-            yield self._table()
-            return
+        for candidate in (self, self._joined()):
+            if candidate._narrowest() <= options.max_width:
+                yield candidate._table()
+                return
         for row in self.rows:
             yield from self._paragraphs(row)
+
+    def _joined(self) -> Rows:
+        """The narrower table."""
+        if not self.leading:
+            return self
+        names = (*self.names[: self.leading], ", ".join(self.names[self.leading :]))
+        rows = [
+            (*row[: self.leading], ", ".join(filter(None, row[self.leading :])))
+            for row in self.rows
+        ]
+        return replace(self, names=names, rows=rows, has_prose=True)
 
     def _narrowest(self) -> int:
         """Columns that the table needs at least."""

@@ -53,7 +53,7 @@ def _table(rows: Sequence[UpdateRow]) -> Rows:
         consumed = sum(row.consumed for row in rest)
         applied = f"{consumed} in the backward, {len(rest) - consumed} by step()"
         cells.append(("others", format_bytes(_total(rest)), f"{len(rest)}", "", applied))
-    return Rows("updates", _COLUMNS, cells, has_prose=True)
+    return Rows("updates", _COLUMNS, cells, has_prose=True, leading=3)
 
 
 def _total(rows: Sequence[UpdateRow]) -> int:
