@@ -9,7 +9,7 @@ prolongs the life of an old one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import fx
 
@@ -20,9 +20,10 @@ COPY_OF = "copy_of"  # in a node's meta: the name of the joint graph's node
 
 
 def why_order_is_kept(graph: TrainingGraph) -> str | None:
-    """What forbids a new order of the backward; None where nothing does.
+    """What forbids an order of the plan's own; None where nothing does.
 
-    The forward's own updates of its inputs stay in the forward, whose order is not changed.
+    The forward's own updates of its inputs stay in the forward, whose operations keep their order:
+    only what the backward alone needs moves up in it.
     """
     if replays_random_state(graph.module):
         return "a checkpointed region draws random numbers again from a saved state"
@@ -52,6 +53,41 @@ def emit(
         emitter.compute(name)
     (output,) = module.graph.find_nodes(op="output")
     return emitter.give(output)
+
+
+def move_up(module: fx.GraphModule, order: Iterable[str]) -> None:
+    """Bring the forward's operations into ``order``, in which some stand further up than in
+    ``module``; what they read is derived there as well, if it was derived further down."""
+    rank = {node: number for number, node in enumerate(module.graph.nodes)}
+    by_name = {node.name: node for node in rank}
+    nodes = [by_name[name] for name in order if name in by_name]
+    up = _standing_too_low(nodes, rank)
+    passed, front = -1, None
+    for node in nodes:
+        if node not in up:
+            passed, front = rank[node], node
+            continue
+        for moved in _derived_below(node, rank, passed):
+            front.append(moved)
+            front, rank[moved] = moved, passed
+    module.recompile()
+
+
+def _standing_too_low(order: Sequence[fx.Node], rank: dict[fx.Node, int]) -> set[fx.Node]:
+    """Nodes behind one that comes later in ``order``."""
+    found, highest = set(), len(rank)
+    for node in reversed(order):
+        if rank[node] > highest:
+            found.add(node)
+        highest = min(highest, rank[node])
+    return found
+
+
+def _derived_below(node: fx.Node, rank: dict[fx.Node, int], passed: int) -> list[fx.Node]:
+    """The node, after what it reads that stands below a rank."""
+    below = [n for n in node.all_input_nodes if rank[n] > passed]
+    before = [found for each in below for found in _derived_below(each, rank, passed)]
+    return list(dict.fromkeys([*before, node]))
 
 
 class _Emitter:

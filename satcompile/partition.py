@@ -1,9 +1,8 @@
 """A plan becomes a forward and a backward graph.
 
 The extraction and its calling convention are torch's; the choice of what crosses, and with it
-what is computed again, is the plan's, and so is the backward's order. The forward stays in the
-joint graph's order. Torch's own plan keeps torch's order too, and so does a plan for a graph
-whose order must not change.
+what is computed again, is the plan's, and so is the order of either graph. Torch's own plan keeps
+torch's order, and so does a plan for a graph whose order must not change.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from satcompile.emission import emit
+from satcompile.emission import emit, move_up
 from satcompile.retention import RetentionPlan
 from satcompile.torch_compat import extract_modules, finish_modules, is_opaque
 from satcompile.training_graph import TrainingGraph
@@ -49,6 +48,8 @@ def partition(graph: TrainingGraph, plan: RetentionPlan) -> Partition:
         order = (plan.operations[index].name for index in plan.backward_order)
         return emit(graph.module, module, order, planned=(node.name for node in plan.operations))
 
+    if plan.has_own_order:
+        move_up(forward, (plan.operations[index].name for index in plan.forward_order))
     reorder = in_planned_order if plan.has_own_order else None
     forward, backward = finish_modules(graph.module, forward, backward, len(scalars), reorder)
     return Partition(forward, backward, graph.num_forward_outputs)

@@ -135,6 +135,7 @@ class PlanningProblem:
             fusible=fusible,
             reduces=fusible and self._reduces(node),
             workspace_bytes=_reordered_weights_bytes(node),
+            stays=not self.is_recomputable(node),
         )
 
     def _reduces(self, node: fx.Node) -> bool:

@@ -23,7 +23,7 @@ from satcompile.planning_problem import PlanningProblem
 from satcompile.report.rows import recomputed_rows
 from satcompile.retention import RetentionPlan
 from satcompile.solver import two_phase
-from satcompile.solver.step import Phase, backward_order, forward_order, simulate_orders
+from satcompile.solver.step import Phase, backward_order, early_forward_order, simulate_orders
 from satcompile.verify import check_partition, reference, simulate_emitted
 from tests.partitions import planned_tightly
 from tests.test_verify import Checkpointed
@@ -75,7 +75,7 @@ def some_plan(
 ) -> RetentionPlan:
     """A random valid plan for the same graph; most of its copies are of no use."""
     step, saved = problem.step, some_saved(problem, chance)
-    forward = forward_order(step, saved)
+    forward = early_forward_order(step, saved)
     backward = with_more_copies(problem, backward_order(step, saved), saved, chance)
     tensors, scalars = problem.nodes_to_save(saved)
     return replace(
@@ -170,10 +170,26 @@ def test_the_emitted_order_is_the_planned_one(llama, seed):
     plan = some_plan(llama.problem, llama.plan, random.Random(seed))
     parts = partition(llama.problem.graph, plan)
     names = {node.name for node in plan.operations}
-    emitted = [n.meta["copy_of"] for n in parts.backward.graph.nodes if n.op == "call_function"]
     planned_names = [plan.operations[i].name for i in plan.backward_order]
-    assert [name for name in emitted if name in names] == planned_names
+    assert [n for n in emitted_names(parts.backward) if n in names] == planned_names
+    planned_names = [plan.operations[i].name for i in plan.forward_order]
+    assert [n for n in emitted_names(parts.forward) if n in names] == planned_names
     assert simulate_emitted(parts, plan, llama.problem) == plan.profile
+
+
+def emitted_names(module: fx.GraphModule) -> list[str]:
+    called = [node for node in module.graph.nodes if node.op == "call_function"]
+    return [node.meta.get("copy_of", node.name) for node in called]
+
+
+def test_masks_are_made_where_their_activations_end():
+    made = planned_tightly(*build("resnet"), 0.8)
+    assert made.plan.has_own_order
+    names = [made.plan.operations[i].name for i in made.plan.forward_order]
+    in_joint_order = sorted(made.plan.forward_order)
+    assert list(made.plan.forward_order) != in_joint_order, "nothing was moved up"
+    emitted = emitted_names(partition(made.problem.graph, made.plan).forward)
+    assert [name for name in emitted if name in set(names)] == names
 
 
 def test_the_report_counts_how_often_a_value_is_computed(llama):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from satcompile.solver.moments import Spine
-from satcompile.solver.step import StepProfile, backward_order, forward_order, simulate_orders
+from satcompile.solver.step import StepProfile, backward_order, simulate_orders
 from satcompile.solver.timing import Timing
 
 
@@ -34,7 +34,7 @@ def orders(spine: Spine, timing: Timing, saved: frozenset[int], backward: Sequen
         # Results of one operation of which some are saved: what another copy of them is made
         # of need not cross. One copy of each, then.
         backward = backward_order(step, saved)
-    forward = tuple(forward_order(step, saved))
+    forward = tuple(spine.forward(saved))
     profile = simulate_orders(step, forward, backward, saved)
     return Orders(saved, forward, tuple(backward), profile, timing.time_us(backward, saved))
 

@@ -39,6 +39,7 @@ from satcompile.solver.step import (
     backward_order,
     computations,
     copies,
+    early_forward_order,
     forward_order,
     loads,
 )
@@ -80,6 +81,9 @@ class Choice:
 class Spine:
     """What of a step does not depend on the plan.
 
+    Args:
+        own_order: whether plans may run their operations in orders of their own.
+
     Attributes:
         operations: those of the backward proper, in their order.
         first_use: the first position at which each choice can be of use.
@@ -88,8 +92,15 @@ class Spine:
         uses: positions that read each choice; gradients are read at the end.
     """
 
-    def __init__(self, step: Step, problem: two_phase.Problem, choices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        step: Step,
+        problem: two_phase.Problem,
+        choices: Sequence[int],
+        own_order: bool = True,
+    ) -> None:
         self.step, self.problem, self.choices = step, problem, choices
+        self.own_order = own_order
         self.makers = step.makers()
         self.operations = [
             index
@@ -137,6 +148,10 @@ class Spine:
                 for i in operation.reads:
                     last[i] = max(last[i], latest)
         return last
+
+    def forward(self, saved: Iterable[int]) -> list[int]:
+        """The order in which the forward of a plan runs."""
+        return (early_forward_order if self.own_order else forward_order)(self.step, saved)
 
     @cached_property
     def held_bytes(self) -> list[int]:

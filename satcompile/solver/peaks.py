@@ -84,15 +84,8 @@ class PeakSearch:
         caution: float,
     ) -> None:
         """Make the worst positions moments, and tell those that saw too little."""
-        step, spine = self._spine.step, self._spine
-        forward, backward = loads(step, plan.forward, plan.backward, plan.saved)
-        loaded = {
-            (position, False): num_bytes
-            for position, num_bytes in _by_spine(spine, plan.backward, backward).items()
-        }
-        number = {index: position for position, index in enumerate(spine.forward_operations)}
-        for index, num_bytes in zip(plan.forward, forward, strict=True):
-            loaded[number[index], True] = num_bytes
+        spine = self._spine
+        loaded = loads_by_position(spine, plan)
         chosen: list[tuple[int, bool]] = []
         for key in sorted(loaded, key=lambda k: (-loaded[k], k)):
             if loaded[key] <= limit_bytes or len(chosen) == _NEW_MOMENTS:
@@ -109,6 +102,20 @@ class PeakSearch:
                 more_bytes = (loaded[key] - limit_bytes) * caution + limit_bytes * _AT_LEAST
                 unseen_bytes = limit_bytes - seen_bytes + int(more_bytes)
             slacks[key] = max(slacks.get(key, 0), unseen_bytes)
+
+
+def loads_by_position(spine: Spine, plan: Orders) -> dict[tuple[int, bool], int]:
+    """The most bytes alive at each position of the spine (False), with what is computed again
+    for it, and of the forward (True)."""
+    forward, backward = loads(spine.step, plan.forward, plan.backward, plan.saved)
+    found = {
+        (position, False): num_bytes
+        for position, num_bytes in _by_spine(spine, plan.backward, backward).items()
+    }
+    number = {index: position for position, index in enumerate(spine.forward_operations)}
+    for index, num_bytes in zip(plan.forward, forward, strict=True):
+        found[number[index], True] = num_bytes
+    return found
 
 
 def _by_spine(spine: Spine, order: Sequence[int], bytes_at: Sequence[int]) -> dict[int, int]:

@@ -16,7 +16,7 @@ and whatever room a plan leaves is used to save more (``filling``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf
@@ -26,10 +26,12 @@ from satcompile.solver.filling import Orders, filled, orders
 from satcompile.solver.moments import Spine, redecoded
 from satcompile.solver.nested import Nested, nested_plans
 from satcompile.solver.peaks import PeakSearch
+from satcompile.solver.single_moments import MomentBound, SingleMoments, worst_moments
 from satcompile.solver.step import (
     Step,
     StepProfile,
     backward_order,
+    early_forward_order,
     forward_order,
     simulate_orders,
 )
@@ -94,18 +96,20 @@ class BudgetSearch:
         self._found: list[Candidate] = []
         self._position = {storage: i for i, storage in enumerate(choices)}
         self._solved: dict[tuple[int, frozenset[int]], Candidate | None] = {}
+        self._moments_of: dict[int, list[tuple[MomentBound, Orders]]] = {}
 
     @cached_property
     def _spine(self) -> Spine:
-        return Spine(self.step, self.problem, self.choices)
+        return Spine(self.step, self.problem, self.choices, self._own_order)
 
     def candidate(self, saved: Iterable[int]) -> Candidate:
-        """The plan that saves the given storages (of which only the choices count)."""
+        """The plan that saves the given storages (of which only the choices count), its forward in
+        the joint graph's order, as torch has it."""
         position = self._position
         solution = two_phase.evaluate(
             self.problem, [position[storage] for storage in saved if storage in position]
         )
-        return self._with_profile(solution)
+        return self._with_profile(solution, forward_order)
 
     def at_saved_bytes(
         self, limit_bytes: int, forced: frozenset[int] = frozenset()
@@ -117,6 +121,7 @@ class BudgetSearch:
             forced: storages that must be saved.
         """
         limit_bytes = max(0, limit_bytes)
+        in_order = early_forward_order if self._own_order else forward_order
         if (limit_bytes, forced) not in self._solved:
             try:
                 solution = two_phase.solve(
@@ -126,14 +131,18 @@ class BudgetSearch:
                     [self._position[storage] for storage in forced],
                     node_limit=self._effort,
                 )
-                self._solved[limit_bytes, forced] = self._with_profile(solution)
+                self._solved[limit_bytes, forced] = self._with_profile(solution, in_order)
             except (two_phase.Infeasible, two_phase.Unsolvable):
                 self._solved[limit_bytes, forced] = None
         return self._solved[limit_bytes, forced]
 
-    def _with_profile(self, solution: two_phase.Solution) -> Candidate:
+    def _with_profile(
+        self,
+        solution: two_phase.Solution,
+        in_order: Callable[[Step, frozenset[int]], Sequence[int]],
+    ) -> Candidate:
         saved = frozenset(self.choices[i] for i in solution.saved)
-        forward = tuple(forward_order(self.step, saved))
+        forward = tuple(in_order(self.step, saved))
         backward = tuple(backward_order(self.step, saved))
         profile = simulate_orders(self.step, forward, backward, saved)
         return Candidate(saved, solution, profile, forward, backward)
@@ -160,11 +169,14 @@ class BudgetSearch:
         room = self.room_at_boundary(peak_limit_bytes)
         if saved_limit_bytes is not None:
             room = min(room, saved_limit_bytes)
-        bound_us = self.bound_us(peak_limit_bytes)
         boundary = self.at_saved_bytes(room)
         if boundary is not None and boundary.profile.peak_bytes <= peak_limit_bytes:
             return boundary  # proven
-        best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, None, self._checkpoints[:1])
+        bound_us = self.bound_us(peak_limit_bytes)
+        if bound_us == inf:
+            return None  # proven
+        best = self._by_single_moments(peak_limit_bytes, saved_limit_bytes)
+        best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, self._checkpoints[:1])
         if best is not None or peak_limit_bytes > _HOPELESS * self._lowest_nested_bytes:
             best = self._cheaper(best, self._by_moments(peak_limit_bytes, room))
             if best is None:
@@ -324,9 +336,46 @@ class BudgetSearch:
         return fitting
 
     def bound_us(self, peak_limit_bytes: int) -> float:
-        """Proven: no plan of the class within the limit recomputes for less time than this."""
-        found = self.at_saved_bytes(self.room_at_boundary(peak_limit_bytes))
-        return 0.0 if found is None else found.solution.bound_us
+        """Proven: no plan of the class within the limit recomputes for less time than this;
+        infinite where there is none at all."""
+        boundary = self.at_saved_bytes(self.room_at_boundary(peak_limit_bytes))
+        if boundary is None:
+            return 0.0
+        if boundary.profile.peak_bytes <= peak_limit_bytes:
+            return boundary.solution.bound_us
+        moments = self._looked_at(peak_limit_bytes, boundary)
+        return max([boundary.solution.bound_us, *(bound.time_us for bound, _ in moments)])
+
+    @property
+    def least_peak_bytes(self) -> int:
+        """Proven: no plan of the class has a lower peak."""
+        return self._single_moments.least_peak_bytes
+
+    @cached_property
+    def _single_moments(self) -> SingleMoments:
+        return SingleMoments(self._spine, self._gap_us, self._effort)
+
+    def _looked_at(
+        self, peak_limit_bytes: int, boundary: Candidate
+    ) -> list[tuple[MomentBound, Orders]]:
+        if peak_limit_bytes not in self._moments_of:
+            plan = orders(self._spine, self._timing, boundary.saved, boundary.backward_order)
+            found = worst_moments(self._single_moments, self._timing, plan, peak_limit_bytes)
+            self._moments_of[peak_limit_bytes] = found
+        return self._moments_of[peak_limit_bytes]
+
+    def _by_single_moments(
+        self, peak_limit_bytes: int, saved_limit_bytes: int | None
+    ) -> Candidate | None:
+        """The cheapest of the plans made of the moments' solutions."""
+        boundary = self.at_saved_bytes(self.room_at_boundary(peak_limit_bytes))
+        best: Candidate | None = None
+        for _, plan in [] if boundary is None else self._looked_at(peak_limit_bytes, boundary):
+            enough = saved_limit_bytes is None or plan.profile.saved_bytes <= saved_limit_bytes
+            if plan.profile.peak_bytes <= peak_limit_bytes and enough:
+                found = self._from_orders(plan)
+                best = self._cheaper(best, self._filled(found, peak_limit_bytes))
+        return best
 
     def floor(self, default_saved_bytes: int) -> Candidate:
         """The lowest simulated peak found over segmentations and limits on saved bytes."""

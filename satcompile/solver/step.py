@@ -42,6 +42,7 @@ class StepOperation:
         fusible: Inductor can put it into one kernel with a fusible reader or producer.
         reduces: its result is smaller than what it reads; Inductor gives it a buffer always.
         workspace_bytes: taken and returned within the operation.
+        stays: keeps its place among the forward's operations (random draws, effects).
     """
 
     name: str
@@ -51,6 +52,7 @@ class StepOperation:
     fusible: bool = False
     reduces: bool = False
     workspace_bytes: int = 0
+    stays: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,25 @@ def forward_order(step: Step, saved: Iterable[int]) -> list[int]:
         if operation.phase is not Phase.BACKWARD
         and (index in wanted or (operation.phase is Phase.FORWARD and not operation.writes))
     ]
+
+
+def early_forward_order(step: Step, saved: Iterable[int]) -> list[int]:
+    """``forward_order`` with what only the backward needs moved up to right behind what it reads,
+    where that ends the life of more bytes than it makes: masks of activations, differences from
+    a mean. In the joint graph they stand behind the whole forward, as their readers do."""
+    saved, sizes, makers = frozenset(saved), step.storage_bytes, step.makers()
+    order = forward_order(step, saved)
+    lasting = saved | step.outputs | step.transient_outputs
+    place: dict[int, int] = {}
+    for index in order:
+        operation = step.operations[index]
+        place[index] = index
+        read = [s for s in operation.reads if s in makers]
+        if operation.phase is Phase.EITHER and read and not operation.stays:
+            ended_bytes = sum(sizes[s] for s in read if s not in lasting)
+            if ended_bytes and ended_bytes >= sum(sizes[s] for s in operation.writes):
+                place[index] = max(place[makers[s]] for s in read)
+    return sorted(order, key=lambda index: (place[index], index))
 
 
 def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
@@ -244,8 +265,9 @@ def backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -
     """Labelled with positions in the order."""
     made = copies(step, order)
     kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients - step.consumed)
+    # An update reads what it consumes from memory.
     return liveness_events(
-        computations(step, made, kept),
+        computations(step, made, kept | made.latest_of(step.consumed)),
         made.num_bytes(step),
         kept=kept,
         initially_alive=[(s, 0) for s in sorted(saved | step.outputs | step.tangents)],
@@ -303,10 +325,11 @@ def copies(step: Step, order: Sequence[int]) -> Copies:
     return Copies(order, reads, writes, latest)
 
 
-def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Computation]:
-    """The order as kernels see it, labelled with positions: a result that only fusible operations read, and that
-    nobody keeps, never reaches memory; its readers read what it was made from."""
-    must_write: set[Copy] = set(kept)
+def computations(step: Step, made: Copies, written: AbstractSet[Copy]) -> list[Computation]:
+    """The order as kernels see it, labelled with positions: a result that only fusible operations
+    read, and that is not among ``written``, never reaches memory; its readers read what it was
+    made from."""
+    must_write: set[Copy] = set(written)
     readers = Counter(copy for read in made.reads for copy in read)
     for index, read in zip(made.order, made.reads, strict=True):
         if not step.operations[index].fusible:
@@ -314,20 +337,20 @@ def computations(step: Step, made: Copies, kept: AbstractSet[Copy]) -> list[Comp
     inlined: dict[Copy, tuple[Copy, ...]] = {}
     computations = []
     steps = zip(made.order, made.reads, made.writes, strict=True)
-    for position, (index, read, written) in enumerate(steps):
+    for position, (index, read, writes) in enumerate(steps):
         operation = step.operations[index]
         sources = tuple(
             dict.fromkeys(origin for copy in read for origin in inlined.get(copy, (copy,)))
         )
-        num_readers = max((readers[copy] for copy in written), default=0)
-        if _can_inline(operation, sources, num_readers) and written[0] not in must_write:
-            inlined[written[0]] = sources
+        num_readers = max((readers[copy] for copy in writes), default=0)
+        if _can_inline(operation, sources, num_readers) and writes[0] not in must_write:
+            inlined[writes[0]] = sources
             continue
         computations.append(
             Computation(
                 str(position),
                 sources,
-                written,
+                writes,
                 operation.workspace_bytes,
                 in_place=operation.fusible and not operation.reduces,
             )
