@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 
-from satcompile.report.sparsity import SparsityReport
+from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.report.terminal.layout import MOST_ROWS, Rows, paragraph
 
 _COLUMNS = ("parameter", "shape", "tile", "trained", "forward", "FLOPs skipped")
 
 
-def sparsity_section(sparsity: SparsityReport) -> Iterator[RenderableType]:
+def sparsity_section(sparsity: SparsityReport | SavedSparsity) -> Iterator[RenderableType]:
     """The present step in a sentence, the tables, and what is dense by reason."""
     step = "before the first step"
     if sparsity.step is not None:
@@ -30,7 +30,7 @@ def sparsity_section(sparsity: SparsityReport) -> Iterator[RenderableType]:
         yield paragraph(f"dense: {', '.join(names[:2])}{others}: {reason}")
 
 
-def _tiles(sparsity: SparsityReport) -> Rows:
+def _tiles(sparsity: SparsityReport | SavedSparsity) -> Rows:
     rows = sparsity.parameters
     cells = [
         (

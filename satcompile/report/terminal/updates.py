@@ -8,13 +8,13 @@ from rich.console import RenderableType
 
 from satcompile.report.folding import any_layer
 from satcompile.report.terminal.layout import MOST_ROWS, Rows, paragraph
-from satcompile.report.updates import UpdateReport, UpdateRow
+from satcompile.report.updates import SavedUpdates, UpdateReport, UpdateRow
 from satcompile.sizes import format_bytes
 
 _COLUMNS = ("gradient of", "bytes", "count", "optimizer", "applied")
 
 
-def updates_section(updates: UpdateReport) -> Iterator[RenderableType]:
+def updates_section(updates: UpdateReport | SavedUpdates) -> Iterator[RenderableType]:
     """What need not coexist in a sentence, and the parameters, those of identical layers on one
     row."""
     rows = updates.parameters
