@@ -103,9 +103,9 @@ class GraphComparison:
         found = []
         for key, (words, show) in _WORDS.items():
             before, after = self.figures[key]
-            shown = ["none" if each is None else show(each) for each in (before, after)]
+            shown = tuple("none" if each is None else show(each) for each in (before, after))
             change = f"{after / before - 1:+.1%}" if before and after is not None else ""
-            found.append((words, *shown, change if before != after else "same"))
+            found.append((words, shown[0], shown[1], change if before != after else "same"))
         return found
 
     def to_dict(self) -> dict[str, Any]:

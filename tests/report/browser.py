@@ -55,11 +55,11 @@ class Browser:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def show(self, path: Path, width: int = DESKTOP, dark: bool = False) -> None:
+    def show(self, path: Path, width: int = DESKTOP, dark: bool = False, height: int = 900) -> None:
         """Open a file and wait until its charts have their texts and colours."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._command("Emulation.setEmulatedMedia", {"features": [scheme]})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._command("Emulation.setDeviceMetricsOverride", size)
         self.driver.get(path.as_uri())
         self.wait(
@@ -83,9 +83,11 @@ class Browser:
     def texts(self, selector: str) -> list[str]:
         return [each.text for each in self.driver.find_elements(By.CSS_SELECTOR, selector)]
 
-    def hover_point(self, chart: str, trace: int, point: int) -> str:
+    def hover_point(self, chart: str, trace: int, point: int, scroll: bool = True) -> str:
         """Move the mouse to a point of a chart; the text that comes up."""
-        self.run("document.getElementById(arguments[0]).scrollIntoView({block: 'center'})", chart)
+        if scroll:
+            into_view = "document.getElementById(arguments[0]).scrollIntoView({block: 'center'})"
+            self.run(into_view, chart)
         x, y = self.run(
             "const c = document.getElementById(arguments[0]), l = c._fullLayout;"
             "const t = c.data[arguments[1]], b = c.getBoundingClientRect();"
