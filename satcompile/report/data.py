@@ -6,12 +6,13 @@ All sizes are bytes, all times microseconds; formatting happens where things are
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from satcompile.curve import CurvePoint
+from satcompile.report.entries import PassRow, ValueRow
 from satcompile.report.files import ending_of, write_whole
 from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.report.timeline import Timeline
@@ -20,77 +21,6 @@ from satcompile.report.trace import save_trace
 if TYPE_CHECKING:
     from satcompile.report.comparison import Comparison
     from satcompile.report.updates import SavedUpdates, UpdateReport
-
-
-@dataclass(frozen=True)
-class ValueRow:
-    """A value that crosses to the backward, or that is computed again there.
-
-    Attributes:
-        name: its node in the joint graph.
-        num_bytes: of its storage.
-        dtype, shape: of the value.
-        module: path of the module that made it, "" where unknown.
-        source: "file:line" of the user's code, "" where unknown.
-        copies: how often it is computed in the step (1 for saved values).
-    """
-
-    name: str
-    num_bytes: int
-    dtype: str
-    shape: tuple[int, ...]
-    module: str
-    source: str
-    copies: int
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> ValueRow:
-        row = {**row, "num_bytes": row["bytes"], "shape": tuple(row["shape"])}
-        return cls(**{each.name: row[each.name] for each in fields(cls)})
-
-    def to_dict(self) -> dict[str, Any]:
-        row = asdict(self)
-        return {"name": row["name"], "bytes": row["num_bytes"], **{
-            key: row[key] for key in ("dtype", "shape", "module", "source", "copies")
-        }}  # fmt: skip
-
-
-class GraphTexts(Protocol):
-    """A graph before and after something."""
-
-    def before(self) -> str: ...
-    def after(self) -> str: ...
-    def diff(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class PassRow:
-    """A pass that ran on the graph: its name, its time, and what it changed.
-
-    Attributes:
-        before, after: the graph as text, a line a node; None where the pass left it alone.
-        diff: between the two, in unified form.
-    """
-
-    name: str
-    time_us: float
-    changed: str
-    _change: GraphTexts | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def before(self) -> str | None:
-        return None if self._change is None else self._change.before()
-
-    @property
-    def after(self) -> str | None:
-        return None if self._change is None else self._change.after()
-
-    @property
-    def diff(self) -> str | None:
-        return None if self._change is None else self._change.diff()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "time_us": self.time_us, "changed": self.changed}
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from satcompile.report.data import PassRow, ValueRow
+from satcompile.report.entries import PassRow, ValueRow
 from satcompile.report.folding import fold
 from satcompile.report.terminal.layout import MOST_ROWS, Rows
 from satcompile.sizes import format_bytes, format_time
