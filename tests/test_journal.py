@@ -91,17 +91,18 @@ def test_a_decision_is_a_line() -> None:
 # -- the trace -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def parsed(told: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that tlparse made of the trace."""
+def tlparse(trace: Path, out: Path) -> Path:
+    """The folder with the files that tlparse makes of a trace."""
     files = metadata.files("tlparse") or []
     program = next(Path(str(f.locate())) for f in files if f.name.startswith("tlparse"))
-    out = tmp_path_factory.mktemp("parsed") / "out"
-    (log,) = told.trace.iterdir()
-    subprocess.run(
-        [program, "--no-browser", "--strict", "--strict-compile-id", "-o", out, log], check=True
-    )
+    (log,) = trace.iterdir()
+    subprocess.run([program, "--no-browser", "--strict-compile-id", "-o", out, log], check=True)
     return out
+
+
+@pytest.fixture(scope="module")
+def parsed(told: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tlparse(told.trace, tmp_path_factory.mktemp("parsed") / "out")
 
 
 def artifact(parsed: Path, name: str, ending: str) -> str:
@@ -158,6 +159,33 @@ def test_reports_are_traced_without_planning_or_compiling_for_them() -> None:
 def test_what_is_known_is_told_unasked() -> None:
     report = graph()
     assert report.to_dict(ask=False) == report.to_dict()
+
+
+REPLANNED = """
+import torch
+
+model = torch.nn.Sequential(
+    torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64), torch.nn.GELU()
+)
+compiled = torch.compile(
+    model, backend="sat", dynamic=True, options={"memory_budget": "900KiB"}
+)
+for batch in (256, 640):
+    compiled(torch.ones(batch, 64)).sum().backward()
+    model.zero_grad()
+"""
+
+
+@pytest.mark.slow
+def test_what_is_planned_anew_stands_under_the_same_id(tmp_path: Path) -> None:
+    log = run(REPLANNED, TORCH_LOGS="satcompile", TORCH_TRACE=str(tmp_path / "trace"))
+    lines = [line for line in log.splitlines() if "predicted peak" in line]
+    assert len(lines) == 2
+    assert "planning anew" in log
+    assert all("[0/0] " in line for line in log.splitlines())
+    out = tlparse(tmp_path / "trace", tmp_path / "out")
+    assert len(list(out.glob("-_0_0_0/satcompile_report_*.json"))) == 2
+    assert len(list(out.rglob("satcompile_*"))) == len(list(out.glob("-_0_0_0/satcompile_*")))
 
 
 # -- who is told -----------------------------------------------------------------------------
