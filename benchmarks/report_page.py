@@ -19,7 +19,7 @@ from satcompile.report.data import Report
 from tests.report.browser import opened
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "report.png"
-WIDTH, HEIGHT = 1000, 1480
+WIDTH, HEIGHT = 1000, 1640
 BATCH, LENGTH, VOCABULARY = 8, 128, 512
 MOST_BYTES = 300_000
 
@@ -66,6 +66,7 @@ def take_picture(page: Path, position: int) -> None:
     IMAGE.parent.mkdir(exist_ok=True)
     with opened() as browser:
         browser.show(page, WIDTH, height=HEIGHT)
+        browser.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         browser.hover_point("graph-0-memory", 0, position, scroll=False)
         if complaints := browser.complaints():
             raise SystemExit(f"the page complains: {complaints}")

@@ -6,6 +6,7 @@ lies below it may exist, what lies on it does. Peaks are simulated, times the co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from satcompile.planning_problem import PlanningProblem
 from satcompile.retention import RetentionPlan
 from satcompile.solver.search import BudgetSearch, Candidate
 from satcompile.torch_compat import default_saved_values
+
+log = logging.getLogger("satcompile")
 
 _LIMITS, _LIMITS_OF_LARGE = 8, 4  # between the two ends
 _LARGE = 2_000  # operations; a limit then takes tens of seconds
@@ -75,6 +78,7 @@ def curve(
     most = default.solution.saved_bytes
     lowest = search.floor(most)
     limits = limits if limits is not None else _limits_for(problem)
+    log.info("planning %d operations at %d other limits", len(problem.operations), limits)
     low, high = lowest.profile.peak_bytes, default.profile.peak_bytes
     found = [_point(lowest, low), _point(default, high)]
     for number in range(1, limits + 1):

@@ -36,6 +36,7 @@ class Planned:
     """What the backend has made of a model when it hands over to Inductor."""
 
     problem: PlanningProblem
+    whole: PlanningProblem
     plan: RetentionPlan
     parts: Partition
     passes: Sequence[PassRecord]
@@ -63,7 +64,11 @@ def planned(
     (attempt,) = (a for a in attempts if a.outcome is not None)
     assert attempt.problem is not None
     return Planned(
-        attempt.problem, attempt.outcome.plan, attempt.outcome.parts, attempt.outcome.passes
+        attempt.problem,
+        attempt.outcome.whole,
+        attempt.outcome.plan,
+        attempt.outcome.parts,
+        attempt.outcome.passes,
     )
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import torch
+from satcompile.passes.sparse_forward import SparseForward
+from satcompile.passes.sparse_gradients import SparseGradients
 from torch import fx
 
+from satcompile import pipeline
+from satcompile.capture import capture
 from satcompile.graph_text import GraphChange, graph_text, kept
 from satcompile.report.data import PassRow
 from tests.partitions import Planned, planned_tightly
+from tests.test_sparse_passes import BLOCK, Net, parameters
 from tests.zoo import build
 
 
@@ -54,3 +59,18 @@ def test_the_partition_is_told_as_what_became_of_the_joint_graph():
     again = [node.name for node in made.plan.recomputed]
     assert any(line.startswith(f"+{again[0]}: ") for line in removed_or_added)
     assert all(r.change is None for r in made.passes if r.name in ("recompute", "verify"))
+
+
+def test_sparse_passes_are_told_one_after_the_other():
+    graph = capture(Net(), torch.randn(32, 16))
+    before = graph_text(graph.graph)
+    changed, _, records = pipeline.sparsify(
+        graph, SparseGradients(parameters(graph), BLOCK), SparseForward()
+    )
+    gradients, forward = (record.change for record in records)
+    assert gradients is not None and forward is not None
+    assert gradients.before() == before
+    assert gradients.after() == forward.before()
+    assert forward.after() == graph_text(changed.graph)
+    assert "+" in gradients.diff() and "satcompile" in gradients.diff()
+    assert "satcompile" in forward.diff()

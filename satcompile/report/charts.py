@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io
 
-from satcompile.curve import CurvePoint
+from satcompile.curve import CurvePoint, best
 from satcompile.report.data import GraphReport
 from satcompile.report.sparsity import TiledRow
 from satcompile.report.timeline import Allocation, Timeline
@@ -55,7 +55,7 @@ def memory_chart(
     """
     highest = max([*(each.peak_bytes for each in timelines.values()), *limits.values()])
     unit_bytes, unit = _unit(highest)
-    figure = _figure(f"alive, {unit}", "time in the step by the cost model, ms")
+    figure = _figure(f"alive, {unit}", "time by the cost model, ms")
     texts = _Texts()
     for number, (name, each) in enumerate(timelines.items()):
         starts_us = accumulate(each.times_us, initial=0.0)
@@ -91,7 +91,10 @@ def curve_chart(
             **style,
         )
 
-    add(points, name="plans", mode="lines+markers", line={"color": OURS, "width": 2})
+    # Torch's own plan, where it is in use, may be above the line.
+    unbeaten = set(best(replace(point, is_chosen=False) for point in points))
+    line = [point for point in points if replace(point, is_chosen=False) in unbeaten]
+    add(line, name="plans", mode="lines+markers", line={"color": OURS, "width": 2})
     chosen = [point for point in points if point.is_chosen]
     star = {"symbol": "star", "size": 16, "color": OTHER}
     add(chosen, name="in use", mode="markers", marker=star)

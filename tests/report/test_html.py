@@ -122,6 +122,14 @@ def test_long_diffs_are_cut_with_a_count():
     assert (len(lines), more) == (3_000, 2_004)
 
 
+def test_what_is_not_known_is_left_out(tmp_path):
+    Report([graph(saved=[], recomputed=[])]).save(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "Nothing was measured yet" in text and "Nothing is saved" in text
+    for part in ("Memory over the step", "Memory against time", "Sparsity per parameter"):
+        assert f"<h3>{part}</h3>" not in text
+
+
 @pytest.mark.parametrize("name", ["report.txt", "report", "report.htm", "html"])
 def test_other_endings_name_both_that_are_possible(tmp_path, name):
     for thing in (Report([graph()]), Report([graph()]).compare(Report([graph()]))):

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from satcompile import NotCompiledError
+from satcompile.curve import CurvePoint
 from satcompile.report import registry
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
 from satcompile.report.folding import fold_layers
 from satcompile.report.terminal import render
+from satcompile.report.timeline import Timeline
 from satcompile.sizes import format_bytes, format_time
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -186,7 +188,8 @@ KEYS = [
     "name", "budget_bytes", "reserve_bytes", "resident_bytes", "resident", "predicted_peak_bytes",
     "prediction", "measured_peak_bytes", "default_peak_bytes", "default_prediction", "floor_bytes",
     "saved_bytes", "forward_time_us", "recompute_time_us", "optimality_gap", "bound_kind", "saved",
-    "recomputed", "passes", "rounds", "notes",
+    "recomputed", "passes", "beside_bytes", "rounds", "notes", "sparsity", "timeline",
+    "default_timeline", "curve",
 ]  # fmt: skip
 
 
@@ -218,6 +221,37 @@ def test_the_floor_is_computed_when_first_asked_for():
     assert asked == []
     assert (report.floor_bytes, report.floor_bytes) == (3 * GIB + MIB + 7,) * 2
     assert asked == [1]
+
+
+def test_the_curve_is_made_when_somebody_asks_and_is_data_from_then_on():
+    asked = []
+
+    def curve() -> list[CurvePoint]:
+        asked.append(1)
+        return [CurvePoint(5, 4, 30.0, True)]
+
+    resident = 3 * GIB + MIB
+    report = graph(_curve=curve)
+    assert report.to_dict()["curve"] is None and asked == []
+    assert report.curve == report.curve == (CurvePoint(resident + 5, resident + 4, 30.0, True),)
+    assert asked == [1]
+    (point,) = report.to_dict()["curve"]
+    assert point == {
+        "limit_bytes": resident + 5, "peak_bytes": resident + 4, "time_added_us": 30.0,
+        "is_chosen": True,
+    }  # fmt: skip
+
+
+def test_memory_over_the_step_stands_on_what_is_resident():
+    line = Timeline(("op",), ("forward",), (1.0,), (7,), ())
+    report = graph(_timeline=lambda: line, beside_bytes=10)
+    base_bytes = 3 * GIB + MIB + 10
+    assert (report.timeline.base_bytes, report.timeline.alive_bytes) == (
+        base_bytes,
+        (base_bytes + 7,),
+    )
+    assert report.to_dict()["timeline"] == report.timeline.to_dict()
+    assert report.to_dict()["default_timeline"] is None
 
 
 def test_a_saved_report_reads_back_as_its_data(tmp_path):

@@ -21,6 +21,7 @@ from satcompile.solver.step import (
     simulate_orders,
 )
 from tests.partitions import Planned, planned_tightly
+from tests.passes.vocabulary import Head, cross_entropy, data
 from tests.solver.test_step import steps
 from tests.zoo import build
 
@@ -148,3 +149,17 @@ def test_recomputation_takes_its_time(gpt2):
 def test_its_data_reads_back_exactly(gpt2):
     found = plan_timeline(gpt2.problem, gpt2.plan).above(7)
     assert Timeline.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_torchs_own_plan_keeps_its_logits_whole_where_ours_has_chunks():
+    tokens, targets = data(batch=8, length=128)
+    made = planned_tightly(Head(cross_entropy()), {"tokens": tokens, "targets": targets}, 0.55)
+    assert made.problem is not made.whole
+    default = default_timeline(made.whole, made.plan)
+    assert default.peak_bytes == made.plan.default_profile.peak_bytes
+    found = plan_timeline(made.problem, made.plan)
+    assert found.peak_bytes == made.plan.profile.peak_bytes < default.peak_bytes
+    assert len(found.labels) > len(default.labels)
+    (record,) = (each for each in made.passes if each.name == "chunked_loss")
+    assert record.change is not None and record.change.diff()
+    assert len(record.change.after().splitlines()) > len(record.change.before().splitlines())
