@@ -198,6 +198,35 @@ def current_compile_id() -> tuple[str, int, int] | None:
     return str(compile_id), int(compile_id.frame_compile_id), int(config.recompile_limit)
 
 
+def is_tracing() -> bool:
+    """Whether torch writes its structured trace (``TORCH_TRACE``). ``trace_log`` loses its handler
+    with the first thing that is traced where nobody asked for it. 2.11, 2.13."""
+    from torch._logging._internal import trace_log
+
+    return bool(trace_log.handlers)
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], Any]) -> None:
+    """Add a file to the structured trace, under the id of the compilation that is under way.
+
+    Args:
+        name: of the file.
+        encoding: "string", or "json" for plain data.
+        payload: called if there is a trace.
+
+    ``torch._logging.trace_structured``: 2.11, 2.13.
+    """
+    torch._logging.trace_structured(
+        "artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload
+    )
+
+
+def readable(gm: fx.GraphModule) -> str:
+    """A graph as torch's own traces print it: with dtypes, sizes, strides and devices, and the
+    source lines of its nodes. ``GraphModule.print_readable``: 2.11, 2.13."""
+    return gm.print_readable(print_output=False, include_stride=True, include_device=True)
+
+
 def is_symbolic(value: Any) -> bool:
     return isinstance(value, SymTypes)
 
@@ -519,13 +548,14 @@ class CompilationContext:
     """What surrounds a backend's call in Dynamo, kept to compile the same graph once more.
 
     Fake tensors, symbolic sizes and their guards live in it. ``TracingContext``,
-    ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``: 2.11, 2.13.
+    ``CompileContext``, ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``:
+    2.11, 2.13.
     """
 
     def __init__(self) -> None:
-        from torch._guards import TracingContext
+        from torch._guards import CompileContext, TracingContext
 
-        self._tracing = TracingContext.try_get()
+        self._tracing, self._compile = TracingContext.try_get(), CompileContext.try_get()
         # Autocast decides what is traced; Dynamo guards on it, but a report is asked for anywhere.
         self._autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -540,6 +570,15 @@ class CompilationContext:
             for kind, dtype, enabled in self._autocast:
                 if enabled != torch.is_autocast_enabled(kind) or enabled:
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            yield
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """What torch logs and traces inside carries the id of Dynamo's compilation.
+        ``compile_context``: 2.11, 2.13."""
+        from torch._guards import compile_context
+
+        with compile_context(self._compile):
             yield
 
     def fake_inputs(self, example_inputs: Sequence[Any]) -> list[Any] | None:
@@ -579,13 +618,13 @@ class CompilationContext:
         conditions: list[Any] = []
         env = getattr(self._tracing.fake_mode, "shape_env", None)
         if env is None:
-            with self._modes(), tracing(self._tracing):
+            with self._modes(), self.named(), tracing(self._tracing):
                 yield conditions
             return
         frozen, num_guards, replaced = env.frozen, len(env.guards), dict(env.replacements)
         env.frozen = False  # frozen, it would drop new guards with no more than a log line
         try:
-            with self._modes(), tracing(self._tracing):
+            with self._modes(), self.named(), tracing(self._tracing):
                 yield conditions
         finally:
             env.frozen = frozen
