@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import hashlib
 import inspect
 import os
@@ -812,9 +813,10 @@ def watch_loss_scaling(scaled: Callable[[], None]) -> None:
     GradScaler.scale = scale  # type: ignore[method-assign]
 
 
-def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> None:
+def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None, bool], None]) -> None:
     """Call ``about_to_clip`` before torch clips gradients: with the parameters (norm), or with
-    None where not one gradient was found (values). ``clip_grad_norm_`` and ``clip_grad_value_``,
+    None where not one gradient was found (values); and whether anything can be clipped at all, as
+    a limit of infinity only asks for the norm. ``clip_grad_norm_`` and ``clip_grad_value_``,
     under whatever name they were imported, look these helpers up in their module. 2.11, 2.13."""
     from torch.nn.utils import clip_grad
 
@@ -826,15 +828,15 @@ def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> Non
         return
 
     @functools.wraps(by_norm)
-    def watched_norm(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+    def watched_norm(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        about_to_clip(parameters)
-        return by_norm(parameters, *args, **kwargs)
+        about_to_clip(parameters, float(max_norm) != math.inf)
+        return by_norm(parameters, max_norm, *args, **kwargs)
 
     @functools.wraps(by_value)
     def watched_value(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(tensors):
-            about_to_clip(None)
+            about_to_clip(None, True)
         return by_value(tensors, *args, **kwargs)
 
     watched_norm._watched = True  # type: ignore[attr-defined]
