@@ -55,13 +55,14 @@ def text() -> torch.Tensor:
 
 
 def windows(first: int, count: int) -> torch.Tensor:
-    """Pieces of the text: shape (count, LENGTH)."""
-    return text()[first * LENGTH : (first + count) * LENGTH].view(count, LENGTH)
+    """Pieces of the text: shape (count, LENGTH), in memory of their own."""
+    return text()[first * LENGTH : (first + count) * LENGTH].view(count, LENGTH).clone()
 
 
 def batches(steps: int, batch: int = BATCH) -> Iterator[torch.Tensor]:
     """A batch for every step: shape (batch, LENGTH)."""
-    yield from windows(0, steps * batch).split(batch)
+    for step in range(steps):
+        yield windows(step * batch, batch)
 
 
 def say_what_it_took(compiled: object) -> None:
