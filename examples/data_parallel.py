@@ -28,11 +28,7 @@ from examples.tiny import BATCH, LENGTH, gpt2, say_what_it_took, windows
 
 PROCESSES = 2
 STEPS = 4
-BUDGET = "20MB"
-
-
-def gradient_bytes(model: torch.nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+BUDGET = "12MB"
 
 
 def main(rank: int, port: int) -> None:
@@ -40,7 +36,8 @@ def main(rank: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
     model = gpt2()
-    options = {"memory_budget": BUDGET, "reserve": gradient_bytes(model)}
+    buckets = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    options = {"memory_budget": BUDGET, "reserve": buckets}
     compiled = torch.compile(model, backend="sat", options=options)
     parallel = DistributedDataParallel(compiled, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
+import gc
 import hashlib
 import inspect
+import math
 import os
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -869,3 +871,15 @@ def take_over_step(optimizer: torch.optim.Optimizer, is_scheduled: bool) -> None
 
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
     optimizer.step = step  # type: ignore[method-assign]
+
+
+def gathered_by_fully_shard(parameters: Sequence[Any]) -> bool:
+    """Whether some of these are what FSDP2 gathers for the time of a module's forward or backward.
+    They are plain parameters with no mark on them; ``FSDPParam._unsharded_param`` refers to each.
+    2.11, 2.13."""
+    module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
+    if module is None or not parameters:
+        return False
+    looked_for = {id(parameter) for parameter in parameters}
+    shards = [o for o in gc.get_objects() if type(o) is module.FSDPParam]
+    return any(id(getattr(shard, "_unsharded_param", None)) in looked_for for shard in shards)
