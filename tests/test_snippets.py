@@ -29,7 +29,7 @@ DOCUMENTS = [
     path.relative_to(CHECKOUT).as_posix()
     for path in [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *(CHECKOUT / "docs").glob("*.md")]
 ]  # fmt: skip
-WIDTH = 256  # four tiles of 128 x 128
+WIDTH, ROWS = 256, 512  # four tiles of 128 x 128, and enough rows for something to plan
 
 # The commands of CONTRIBUTING and README that a test cannot run, and who runs them.
 RUN_BY_CI = ("pip", "pytest", "ruff", "mypy", "lint-imports")
@@ -55,7 +55,7 @@ def names_of_the_reader(compiles_itself: bool) -> dict[str, Any]:
     module = MyModel()
     optimizer = torch.optim.AdamW(module.parameters())
     model = module if compiles_itself else torch.compile(module, backend="sat")
-    batch = torch.randn(8, WIDTH)
+    batch = torch.randn(ROWS, WIDTH)
 
     @torch.compile(backend="sat")
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def names_of_the_reader(compiles_itself: bool) -> dict[str, Any]:
     function(batch).backward()
     module.zero_grad()
     return {
-        "MyModel": MyModel, "batch": batch, "batches": [batch, torch.randn(8, WIDTH)],
+        "MyModel": MyModel, "batch": batch, "batches": [batch, torch.randn(ROWS, WIDTH)],
         "function": function, "model": model, "optimizer": optimizer,
         "satcompile": satcompile, "step": step, "torch": torch,
     }  # fmt: skip

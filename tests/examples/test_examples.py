@@ -89,7 +89,7 @@ def test_huggingface_trainer_with_updates_in_the_backward() -> None:
 
 
 def test_the_trainers_own_option_takes_backends_of_a_closed_list() -> None:
-    with pytest.raises(ValueError, match="(?i)sat"):
+    with pytest.raises(ValueError, match=r"(?i)sat"):
         huggingface_trainer.trainer(gpt2(), torch_compile_backend="sat")
 
 
