@@ -31,6 +31,12 @@ DOCUMENTS = [
 ]  # fmt: skip
 WIDTH, ROWS = 256, 512  # four tiles of 128 x 128, and enough rows for something to plan
 
+SLOW = (
+    "README.md",
+    "docs/first-steps.md",
+    "docs/large-vocabularies.md",
+)  # plans under tight budgets
+
 # The commands of CONTRIBUTING and README that a test cannot run, and who runs them.
 RUN_BY_CI = ("pip", "pytest", "ruff", "mypy", "lint-imports")
 OF_THE_SHELL = ("python3 -m venv", "source", "export")
@@ -93,11 +99,15 @@ def blocks(document: str, language: str) -> Iterator[str]:
         yield str(example.parsed)
 
 
-def with_snippets(language: str) -> list[str]:
-    return [document for document in DOCUMENTS if any(blocks(document, language))]
+def with_python() -> list[Any]:
+    return [
+        pytest.param(document, marks=[pytest.mark.slow] if document in SLOW else [])
+        for document in DOCUMENTS
+        if any(blocks(document, "python"))
+    ]
 
 
-@pytest.mark.parametrize("document", with_snippets("python"))
+@pytest.mark.parametrize("document", with_python())
 def test_python(document: str, somewhere: Path) -> None:
     """All of a document's blocks, in order, in one namespace."""
     parsed = Sybil([PythonCodeBlockParser()], "*.md").parse(CHECKOUT / document)
