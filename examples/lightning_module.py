@@ -5,8 +5,8 @@
 Compile what computes the loss, inside the module, in ``configure_model``. ``torch.compile`` of the
 whole LightningModule would also compile ``training_step`` with its logging, which breaks the graph.
 
-Automatic optimization works with any optimizer, ``gradient_clip_val`` included: Lightning clips
-between backward and step. Where our sweep steps (``satcompile.fuse_optimizer``), let it clip
+Automatic and manual optimization work with any optimizer; ``gradient_clip_val`` belongs to the
+automatic one, which clips between backward and step. Where our sweep steps (``satcompile.fuse_optimizer``), let it clip
 (``max_grad_norm``). With updates inside the backward (``in_backward=True``) there is nothing left
 to clip, and Lightning must not: leave ``gradient_clip_val`` at None.
 """
@@ -33,10 +33,14 @@ class LanguageModel(lightning.LightningModule):
     Attributes:
         budget: the option ``memory_budget``; None trains uncompiled.
         in_backward: update the weights inside the backward.
+        manual: the module calls backward and step itself, as in a loop of one's own.
     """
 
-    def __init__(self, budget: str | None = BUDGET, in_backward: bool = False) -> None:
+    def __init__(
+        self, budget: str | None = BUDGET, in_backward: bool = False, manual: bool = False
+    ) -> None:
         super().__init__()
+        self.automatic_optimization = not manual
         self.budget, self.in_backward = budget, in_backward
         self.model = gpt2()
         self.loss_of: Any = self._loss_of
@@ -54,6 +58,11 @@ class LanguageModel(lightning.LightningModule):
     def training_step(self, batch: torch.Tensor) -> torch.Tensor:
         loss = self.loss_of(batch)
         self.losses.append(loss.item())
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            self.manual_backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
