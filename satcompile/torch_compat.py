@@ -12,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import hashlib
 import inspect
+import math
 import os
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -858,9 +861,10 @@ def watch_loss_scaling(scaled: Callable[[], None]) -> None:
     GradScaler.scale = scale  # type: ignore[method-assign]
 
 
-def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> None:
+def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None, bool], None]) -> None:
     """Call ``about_to_clip`` before torch clips gradients: with the parameters (norm), or with
-    None where not one gradient was found (values). ``clip_grad_norm_`` and ``clip_grad_value_``,
+    None where not one gradient was found (values); and whether anything can be clipped at all, as
+    a limit of infinity only asks for the norm. ``clip_grad_norm_`` and ``clip_grad_value_``,
     under whatever name they were imported, look these helpers up in their module. 2.11, 2.13."""
     from torch.nn.utils import clip_grad
 
@@ -872,15 +876,15 @@ def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> Non
         return
 
     @functools.wraps(by_norm)
-    def watched_norm(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+    def watched_norm(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        about_to_clip(parameters)
-        return by_norm(parameters, *args, **kwargs)
+        about_to_clip(parameters, float(max_norm) != math.inf)
+        return by_norm(parameters, max_norm, *args, **kwargs)
 
     @functools.wraps(by_value)
     def watched_value(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(tensors):
-            about_to_clip(None)
+            about_to_clip(None, True)
         return by_value(tensors, *args, **kwargs)
 
     watched_norm._watched = True  # type: ignore[attr-defined]
@@ -913,3 +917,15 @@ def take_over_step(optimizer: torch.optim.Optimizer, is_scheduled: bool) -> None
 
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
     optimizer.step = step  # type: ignore[method-assign]
+
+
+def gathered_by_fully_shard(parameters: Sequence[Any]) -> bool:
+    """Whether some of these are what FSDP2 gathers for the time of a module's forward or backward.
+    They are plain parameters with no mark on them; ``FSDPParam._unsharded_param`` refers to each.
+    2.11, 2.13."""
+    module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
+    if module is None or not parameters:
+        return False
+    looked_for = {id(parameter) for parameter in parameters}
+    shards = [o for o in gc.get_objects() if type(o) is module.FSDPParam]
+    return any(id(getattr(shard, "_unsharded_param", None)) in looked_for for shard in shards)

@@ -53,6 +53,10 @@ _SCALED = "a GradScaler scaled the loss"
 _DATA_PARALLEL = "DistributedDataParallel is to see them"
 _NO_OWNER = "no optimizer updates them in the backward any more"
 _TWICE = "the graph has the parameter as two inputs"
+_NORM_ONLY = (
+    "in_backward=True: a norm of gradients was asked for, without clipping, after the backward has "
+    "applied and dropped them. The norm is of those that are left, 0 where none are."
+)
 NOTHING: frozenset[int] = frozenset()
 
 
@@ -290,14 +294,15 @@ class Ledger:
         return None if will_accumulate(edge) else "gradients were asked for, not accumulated"
 
     def _tell(self, reason: str) -> None:
-        """Once per reason."""
-        if reason not in self._told:
-            self._told.add(reason)
-            log.warning(
-                "in_backward=True: gradients are returned to autograd and applied by step(), "
-                "without the saving in memory, because %s.",
-                reason,
-            )
+        self._tell_once(
+            "in_backward=True: gradients are returned to autograd and applied by step(), "
+            f"without the saving in memory, because {reason}."
+        )
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
 
     def applied(self, owner: Owner, parameter: torch.Tensor, numbers: Numbers) -> None:
         self._applied.setdefault(owner.optimizer, Applied()).numbers[id(parameter)] = numbers
@@ -354,9 +359,12 @@ class Ledger:
     def _scaled(self) -> None:
         self._loss_is_scaled = True
 
-    def _about_to_clip(self, parameters: Sequence[Any] | None) -> None:
+    def _about_to_clip(self, parameters: Sequence[Any] | None, may_clip: bool) -> None:
         applied = {key for o in self._optimizers for key in self._numbers_applied(o)}
-        if applied and (parameters is None or not applied.isdisjoint(map(id, parameters))):
+        misses = applied and (parameters is None or not applied.isdisjoint(map(id, parameters)))
+        if misses and not may_clip:
+            self._tell_once(_NORM_ONLY)  # the Hugging Face Trainer asks for it, to log it
+        elif misses:
             raise UpdateError(
                 "Gradient clipping misses gradients: with in_backward=True the backward has "
                 "applied and dropped them. Use satcompile.fuse_optimizer(optimizer, "
