@@ -33,6 +33,7 @@ from satcompile.generated_code import (
     UnreadableCode,
     walk_step,
 )
+from satcompile.graph_text import GraphChange, graph_text, kept
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
 from satcompile.passes.chunked_loss import ChunkedLoss, is_chunked
@@ -88,6 +89,7 @@ class Attempt:
         told_of_dense_uses: whether a warning was given.
         masked: in a graph without a backward, positions of parameters with a sparse forward.
         on_backward: called when the backward begins to run.
+        _update_change: what the updates made of the backward; None where its code was cached.
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
     """
@@ -119,6 +121,7 @@ class Attempt:
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
     latest_masks: Mapping[int, masks.Mask] = field(default_factory=dict, repr=False)
     told_of_dense_uses: bool = False
+    _update_change: GraphChange | None = None
     _edges: dict[int, int] = field(default_factory=dict)
     _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
@@ -156,7 +159,8 @@ class Attempt:
         if self.fused_update is None:
             return self.outcome.passes
         changed = self.fused_update.description
-        return (*self.outcome.passes, pipeline.PassRecord(self.fused_update.name, 0.0, changed))
+        name, change = self.fused_update.name, self._update_change
+        return (*self.outcome.passes, pipeline.PassRecord(name, 0.0, changed, change))
 
     @property
     def consumed(self) -> tuple[int, ...]:
@@ -351,7 +355,13 @@ class Attempt:
         if self.fused_update is None:
             return nullcontext()
         key = torch_compat.digest(_source_digest(), repr(self.fused_update))
-        return torch_compat.rewriting_last(self.fused_update.run, key)
+        return torch_compat.rewriting_last(self._insert_updates, key)
+
+    def _insert_updates(self, graph: fx.Graph) -> None:
+        assert self.fused_update is not None
+        before = kept(graph_text(graph))
+        self.fused_update.run(graph)
+        self._update_change = GraphChange(before, kept(graph_text(graph)))
 
     def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
         """A plan's backward keeps its order, and chunks stay apart in the forward, too; without
