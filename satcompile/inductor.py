@@ -33,6 +33,7 @@ from satcompile.generated_code import (
     UnreadableCode,
     walk_step,
 )
+from satcompile.graph_text import GraphChange, graph_text, kept
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
 from satcompile.passes.chunked_loss import ChunkedLoss, is_chunked
@@ -92,6 +93,7 @@ class Attempt:
             positions are not known.
         returned: by position, why the latest backward gave a gradient to autograd instead of its
             optimizer; None before the first backward.
+        _update_change: what the updates made of the backward; None where its code was cached.
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
         graphs: texts of the joint graph as the first pass gets it, and of the forward and the
@@ -128,6 +130,7 @@ class Attempt:
     told_of_dense_uses: bool = False
     with_gradient: frozenset[int] | None = None
     returned: Mapping[int, str] | None = None
+    _update_change: GraphChange | None = None
     _edges: dict[int, int] = field(default_factory=dict)
     _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
@@ -165,7 +168,8 @@ class Attempt:
         if self.fused_update is None:
             return self.outcome.passes
         changed = self.fused_update.description
-        return (*self.outcome.passes, pipeline.PassRecord(self.fused_update.name, 0.0, changed))
+        name, change = self.fused_update.name, self._update_change
+        return (*self.outcome.passes, pipeline.PassRecord(name, 0.0, changed, change))
 
     @property
     def consumed(self) -> tuple[int, ...]:
@@ -372,7 +376,13 @@ class Attempt:
             return nullcontext()
         log.debug("pass %s: %s", self.fused_update.name, self.fused_update.description)
         key = torch_compat.digest(_source_digest(), repr(self.fused_update))
-        return torch_compat.rewriting_last(self.fused_update.run, key)
+        return torch_compat.rewriting_last(self._insert_updates, key)
+
+    def _insert_updates(self, graph: fx.Graph) -> None:
+        assert self.fused_update is not None
+        before = kept(graph_text(graph))
+        self.fused_update.run(graph)
+        self._update_change = GraphChange(before, kept(graph_text(graph)))
 
     def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
         """A plan's backward keeps its order, and chunks stay apart in the forward, too; without

@@ -140,6 +140,14 @@ def test_a_weight_that_is_read_after_its_gradient_exists() -> None:
     one_step().check()
 
 
+def test_the_report_has_the_backward_before_and_after() -> None:
+    (graph,) = satcompile.report(one_step().model).graphs
+    (row,) = (each for each in graph.passes if each.name == "fused_update")
+    assert row.before is not None and "satcompile.update_" not in row.before
+    assert row.after is not None and row.after.count("satcompile.update_") >= 1
+    assert "\n+update_" in row.diff
+
+
 def test_an_update_in_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pass made wrong on purpose: every update right behind its gradient."""
     original = FusedUpdate._ready
