@@ -62,12 +62,14 @@ def move_up(module: fx.GraphModule, order: Iterable[str]) -> None:
     by_name = {node.name: node for node in rank}
     nodes = [by_name[name] for name in order if name in by_name]
     up = _standing_too_low(nodes, rank)
-    passed, front = -1, None
+    passed = -1
+    front: fx.Node | None = None
     for node in nodes:
         if node not in up:
             passed, front = rank[node], node
             continue
         for moved in _derived_below(node, rank, passed):
+            assert front is not None  # what it reads was made in front of it
             front.append(moved)
             front, rank[moved] = moved, passed
     module.recompile()
