@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from satcompile.capture import fake_tensors
     from satcompile.errors import (
         BudgetError,
         FileError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from satcompile.measure import measure_peak
     from satcompile.optimizers.fused import fuse_optimizer
+    from satcompile.planning.estimate import Plan, plan
     from satcompile.report.registry import report, sparsity_state
     from satcompile.report.saved import load_report
     from satcompile.sparsity.settings import Sparsity
@@ -35,15 +37,18 @@ __all__ = [
     "FileError",
     "NotCompiledError",
     "OptionError",
+    "Plan",
     "SatcompileError",
     "Sparsity",
     "SparsityState",
     "UnsupportedError",
     "UpdateError",
     "VerificationError",
+    "fake_tensors",
     "fuse_optimizer",
     "load_report",
     "measure_peak",
+    "plan",
     "report",
     "sparsity_state",
 ]
@@ -53,15 +58,18 @@ _HOMES = {
     "FileError": "satcompile.errors",
     "NotCompiledError": "satcompile.errors",
     "OptionError": "satcompile.errors",
+    "Plan": "satcompile.planning.estimate",
     "SatcompileError": "satcompile.errors",
     "Sparsity": "satcompile.sparsity.settings",
     "SparsityState": "satcompile.sparsity.state",
     "UnsupportedError": "satcompile.errors",
     "UpdateError": "satcompile.errors",
     "VerificationError": "satcompile.errors",
+    "fake_tensors": "satcompile.capture",
     "fuse_optimizer": "satcompile.optimizers.fused",
     "load_report": "satcompile.report.saved",
     "measure_peak": "satcompile.measure",
+    "plan": "satcompile.planning.estimate",
     "report": "satcompile.report.registry",
     "sparsity_state": "satcompile.report.registry",
 }

@@ -77,9 +77,22 @@ def _refuse_settings() -> None:
         )
 
 
+def _refuse_gathered(parameters: list[Any]) -> None:
+    if torch_compat.gathered_by_fully_shard(parameters):
+        raise UnsupportedError(
+            "A memory_budget was given for a module under FSDP2 (fully_shard), where it could not be "
+            "kept: parameters are gathered and gradients scattered between the compiled graphs, in "
+            "memory that these do not see. Leave memory_budget out (torch.compile's own plan then "
+            "runs; torch.utils.checkpoint works inside it), or use DistributedDataParallel, beside "
+            "which a budget holds."
+        )
+
+
 def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callable[..., Any]:
     """A graph of Dynamo's as a callable that keeps to the options."""
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
+    if options.memory_budget is not None:
+        _refuse_gathered([inputs[position] for position in parameters])
     record = registry.GraphRecord(_graph_name(), torch_compat.current_frame_code(), parameters)
     compilation = Compilation(gm, inputs, options)
     bound: BoundGraph | UnlimitedGraph

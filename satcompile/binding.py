@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from satcompile import balance, sparse_calls
+from satcompile import balance, journal, sparse_calls
 from satcompile.compilation import (
     Compilation,
     FloorExceeded,
@@ -71,6 +71,7 @@ class UnlimitedGraph:
 
     def first_plan(self, inputs: Sequence[Any]) -> Planned:
         """Plan for the call that Dynamo compiles for."""
+        self._record.know(inputs)
         return self._choice(inputs, inputs).planned
 
     def __call__(self, *args: Any) -> Any:
@@ -82,7 +83,8 @@ class UnlimitedGraph:
         return results
 
     def _choice(self, args: Sequence[Any], example_inputs: Sequence[Any] | None = None) -> _Choice:
-        updates = LEDGER.positions(args, self._trained)
+        offer = LEDGER.offer(args, self._trained)
+        self._record.withheld, updates = offer.withheld, offer.positions
         if updates not in self._choices:
             if example_inputs is None and not self._compilation.can_plan_again:
                 log.warning(
@@ -97,6 +99,7 @@ class UnlimitedGraph:
             self._choices[updates] = choice = _Choice(planned)
             if planned.attempt.is_training:
                 choice.make_report = self._report_maker(planned, measure_residency(args))
+                journal.tell(planned, compilation, choice.make_report)
         return self._choices[updates]
 
     def _report_maker(self, planned: Planned, residency: Residency) -> Callable[[], GraphReport]:
@@ -108,6 +111,7 @@ class UnlimitedGraph:
         return partial(
             graph_report,
             self._record.name, attempt, attempt.walk, planned.rounds, residency, None, default,
+            self._record.latest_call,
         )  # fmt: skip
 
 
@@ -136,6 +140,7 @@ class BoundGraph:
 
     def first_plan(self, inputs: Sequence[Any]) -> Planned:
         """Plan for the call that Dynamo compiles for."""
+        self.record.know(inputs)
         call = STEPS.begin(self, inputs)
         try:
             return self._choice(call, inputs, inputs).planned
@@ -168,7 +173,8 @@ class BoundGraph:
         ends = (id(trained[0]), id(trained[-1])) if trained else ()
         earlier, later = call.earlier_shares(), call.later_shares()
         set_bytes = gradient_bytes(trained)
-        updates = LEDGER.positions(args, self._trained)
+        offer = LEDGER.offer(args, self._trained)
+        self.record.withheld, updates = offer.withheld, offer.positions
         if updates != self.compilation.updates:
             self._switch_to(updates)
         key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes(), updates)
@@ -213,6 +219,7 @@ class BoundGraph:
         if planned.attempt.is_training:
             choice.make_report = partial(self._report, call, planned, room, share)
             self.record.decided = choice
+            journal.tell(planned, self.compilation, choice.make_report)
         return choice
 
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
@@ -345,7 +352,7 @@ class BoundGraph:
         with planning_for(compilation.values(sizes)):  # shapes as they are now
             report = graph_report(
                 self.name, planned.attempt, planned.walk_at(compilation.symbols, sizes),
-                planned.rounds, room.residency, room.budget_bytes, default,
+                planned.rounds, room.residency, room.budget_bytes, default, self.record.latest_call,
             )  # fmt: skip
         if several:
             _count_whole_step(report, shares, len(room.earlier))
@@ -381,6 +388,7 @@ def _count_whole_step(report: GraphReport, shares: Sequence[Share], position: in
         for kind in ("parameters", "gradients", "optimizer_state")
     } | {"inputs": shares[0].residency.inputs}
     report.predicted_peak_bytes = step_peak_bytes(shares)
+    report._simulated_default_bytes = None  # of this graph alone
     report.beside_bytes = max(0, report.predicted_peak_bytes - report.resident_bytes - own_bytes)
     report.notes.append(
         f"graph {position + 1} of a step of {len(shares)} compiled graphs (graph breaks): resident, "

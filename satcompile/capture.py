@@ -58,7 +58,7 @@ def fake_tensors() -> contextlib.AbstractContextManager[Any]:
     skip initialization by ``initialization.no_init_weights()`` and call ``model.tie_weights()``
     afterwards, which is skipped along with it.
     """
-    return torch_compat.fake_tensor_mode()
+    return torch_compat.fake_tensor_mode(shape_env=torch_compat.new_shape_environment())
 
 
 def capture(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> TrainingGraph:

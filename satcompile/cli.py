@@ -50,12 +50,37 @@ def _solve(arguments: argparse.Namespace) -> int:
     )
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    if (arguments.model is None) == (arguments.config is None):
+        print("satcompile: plan takes a model, or --config FILE, and not both", file=sys.stderr)
+        return 2
+    from satcompile.planning.catalogue import Request
+    from satcompile.planning.command import Settings, run
+
+    return run(
+        Settings(
+            model=arguments.model,
+            config=arguments.config,
+            request=Request(arguments.batch, arguments.sequence, arguments.dtype, arguments.train),
+            optimizer=arguments.optimizer,
+            device=arguments.device,
+            budget=arguments.budget,
+            reserve=arguments.reserve,
+            in_backward=arguments.in_backward,
+            quick=arguments.quick,
+            json_path=arguments.json,
+            html_path=arguments.html,
+        )
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="satcompile", description="Train PyTorch models in less memory."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_demo(commands)
+    _add_plan(commands)
     _add_solve(commands)
     return parser
 
@@ -81,6 +106,54 @@ def _add_demo(commands: Any) -> None:
         help="memory_budget for backend='sat': '40MiB', '60%% of default' and so on",
     )
     demo.set_defaults(run=_demo)
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="say what a training step needs and what would be decided, without running it",
+        description=(
+            "Trace a training step on fake tensors, and plan it for a device that need not be there: "
+            "what it needs, what fits, at what price, and the largest batch. MODEL is a name (gpt2, "
+            "gpt2-medium, gpt2-large, gpt2-xl, llama-7b, llama-13b, llama-3-8b, bert-base, "
+            "bert-large, resnet-50, resnet-152, vit-b, vit-l) or module:function, a function of "
+            "yours that returns the model and its inputs."
+        ),
+        epilog="Exit status: 0 the plan fits, 1 it does not or there is none, 2 a wrong call.",
+    )
+    plan.add_argument("model", nargs="?", metavar="MODEL", help="a name, or module:function")
+    plan.add_argument("--config", type=Path, metavar="FILE", help="a configuration of transformers")
+    plan.add_argument("--batch", type=_at_least(1), default=4, help="samples (default: 4)")
+    plan.add_argument(
+        "--sequence", type=_at_least(1), help="tokens of a sample (default: usual for the model)"
+    )
+    plan.add_argument(
+        "--dtype", default="bfloat16", help="of parameters: bfloat16 (default), float16, float32"
+    )
+    plan.add_argument(
+        "--train", default="full", help="full (default), or lora: adapters of rank 16"
+    )
+    plan.add_argument(
+        "--optimizer", default="adamw", help="of torch.optim: adamw (default), sgd, ..., or none"
+    )
+    plan.add_argument(
+        "--device", default="h200",
+        help="h200 (default), h100, a100, a100-40gb, l40s, l4, a10, rtx4090, rtx3090 or cpu",
+    )  # fmt: skip
+    plan.add_argument(
+        "--budget", default="auto",
+        help="24GiB, '60%% of default', or auto (default): the device's memory less a margin",
+    )  # fmt: skip
+    plan.add_argument("--reserve", default="0", help="bytes of the budget to keep free")
+    plan.add_argument(
+        "--in-backward", action="store_true", help="the optimizer steps inside the backward"
+    )
+    plan.add_argument(
+        "--quick", action="store_true", help="without the largest batch and other budgets"
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write the plan's figures there")
+    plan.add_argument("--html", type=Path, metavar="FILE", help="write the plan's page there")
+    plan.set_defaults(run=_plan)
 
 
 def _add_solve(commands: Any) -> None:

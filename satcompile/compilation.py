@@ -11,6 +11,7 @@ import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ _MARGIN = 0.015  # of the first round's limit: the simulation is that close to g
 _WALKS = 4  # kept per plan: their events are many
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
 _RUNGS_ABOVE_FLOOR = (1, 2)  # where code may be lower than that of the lowest simulated peak
-_AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
+AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
 
@@ -57,6 +58,7 @@ class Planned:
         rounds: compilations until its code was within the limit.
         sizes: for which it was made, in the order of the graph's symbolic inputs.
         conditions: on symbols, which Dynamo does not check because they came up later.
+        is_told: whether the log and torch's trace have it.
     """
 
     attempt: Attempt
@@ -64,6 +66,7 @@ class Planned:
     rounds: int
     sizes: Sizes
     conditions: Sequence[Any] = ()
+    is_told: bool = False
     _walks: dict[Sizes, StepWalk | None] = field(default_factory=dict)
 
     def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
@@ -137,6 +140,10 @@ class Compilation:
         variant = copy.copy(self._plain)
         variant.updates = updates
         return variant
+
+    def named(self) -> AbstractContextManager[None]:
+        """What torch logs and traces inside is said of this graph."""
+        return self._context.named()
 
     # -- plans -----------------------------------------------------------------------------
 
@@ -215,7 +222,7 @@ class Compilation:
                 return Planned(attempt, compiled, rounds, sizes)
             assert attempt.outcome is not None
             plan, over = attempt.outcome.plan, attempt.step_peak_bytes - accept_bytes
-            log.info("round %d: generated code is %s over", rounds, format_bytes(over))
+            log.debug("round %d: generated code is %s over", rounds, format_bytes(over))
             if plan.is_default:
                 continue
             if plan.profile.peak_bytes > limit:
@@ -328,7 +335,7 @@ class Compilation:
         if asked.num_bytes is not None:
             return asked.num_bytes
         if asked.auto:
-            return residency.total_bytes + int(_free_bytes(self.device) * (1 - _AUTO_MARGIN))
+            return residency.total_bytes + int(_free_bytes(self.device) * (1 - AUTO_MARGIN))
         assert asked.share is not None
         default = self._plain._code_of_default(example_inputs)
         if not default.attempt.is_training:

@@ -89,9 +89,15 @@ class Attempt:
         told_of_dense_uses: whether a warning was given.
         masked: in a graph without a backward, positions of parameters with a sparse forward.
         on_backward: called when the backward begins to run.
+        with_gradient: positions among the graph's inputs to which a gradient flows; None where
+            positions are not known.
+        returned: by position, why the latest backward gave a gradient to autograd instead of its
+            optimizer; None before the first backward.
         _update_change: what the updates made of the backward; None where its code was cached.
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
+        graphs: texts of the joint graph as the first pass gets it, and of the forward and the
+            backward as they go to Inductor; where torch writes a trace.
     """
 
     options: Options
@@ -107,6 +113,7 @@ class Attempt:
     trained: frozenset[int] = frozenset()
     on_backward: Callable[[], None] | None = None
     origins: dict[bool, dict[str, str]] = field(default_factory=dict, repr=False)
+    graphs: dict[str, str] = field(default_factory=dict, repr=False)
     outcome: pipeline.Outcome | None = None
     problem: PlanningProblem | None = None
     forward: GeneratedGraph | None = None
@@ -121,6 +128,8 @@ class Attempt:
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
     latest_masks: Mapping[int, masks.Mask] = field(default_factory=dict, repr=False)
     told_of_dense_uses: bool = False
+    with_gradient: frozenset[int] | None = None
+    returned: Mapping[int, str] | None = None
     _update_change: GraphChange | None = None
     _edges: dict[int, int] = field(default_factory=dict)
     _sparse_edges: dict[int, int] = field(default_factory=dict)
@@ -205,7 +214,11 @@ class Attempt:
                 static_lifetime_input_indices=static,
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
             )  # fmt: skip
+        self._note_graphs(joint_graph=graph.module)
         graph, sparse_passes = self._sparsified(graph)
+        if self._has_own_positions(graph.primals):
+            results = enumerate(graph.backward_outputs)
+            self.with_gradient = frozenset(p for p, r in results if isinstance(r, fx.Node))
         self.fused_update = self._fused_update(graph)
         self.problem = PlanningProblem(
             graph,
@@ -227,9 +240,15 @@ class Attempt:
             self.fused_update = self._fused_update(self.problem.graph)
         parts = self.outcome.parts
         # Inductor rewrites the modules it is given: what is needed later is noted now.
+        self._note_graphs(forward_graph=parts.forward, backward_graph=parts.backward)
         self._outputs = _output_names(parts.forward)
         self.transient_outputs = graph.transient_outputs
         return parts.forward, parts.backward
+
+    def _note_graphs(self, **modules: fx.GraphModule) -> None:
+        """For the trace; a plan that is given up leaves nothing there."""
+        if torch_compat.is_tracing():
+            self.graphs.update({n: torch_compat.readable(gm) for n, gm in modules.items()})
 
     def _sparsified(
         self, graph: TrainingGraph
@@ -344,6 +363,7 @@ class Attempt:
                 return compiled(args)
             with LEDGER.backward(self._edges) as call:
                 results = compiled(args)
+            self.returned = call.returned
             return call.filled(results)
 
         run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
@@ -354,6 +374,7 @@ class Attempt:
         move readers of a parameter behind its update, or stop at the update."""
         if self.fused_update is None:
             return nullcontext()
+        log.debug("pass %s: %s", self.fused_update.name, self.fused_update.description)
         key = torch_compat.digest(_source_digest(), repr(self.fused_update))
         return torch_compat.rewriting_last(self._insert_updates, key)
 

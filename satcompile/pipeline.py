@@ -78,12 +78,12 @@ def sparsify(
     texts = [kept(graph_text(graph.graph))]  # the graph changes in place
     started = time.perf_counter()
     found = gradients.run(graph)
-    records = [_since(started, gradients.name, _tiled(found))]
+    records = [_recorded(started, gradients.name, _tiled(found))]
     texts.append(kept(graph_text(graph.graph)))
     if forward is not None:
         started = time.perf_counter()
         found = forward.run(graph.graph, graph.primals, found)
-        records.append(_since(started, forward.name, _masked(found)))
+        records.append(_recorded(started, forward.name, _masked(found)))
         texts.append(kept(graph_text(graph.graph)))
     records = [
         replace(record, change=GraphChange(*texts[position : position + 2]))
@@ -130,11 +130,11 @@ def run(
     before = reference(problem.graph.module)
     started = time.perf_counter()
     parts = partition(problem.graph, plan)
-    made = _since(started, "partition", _sizes(parts))
+    made = _recorded(started, "partition", _sizes(parts))
     records.append(replace(made, change=_split(problem.graph, parts)))
     started = time.perf_counter()
     check_partition(before, parts, plan, problem, [r.name for r in records])
-    records.append(_since(started, "verify", "every emitted value is one of the joint graph's"))
+    records.append(_recorded(started, "verify", "every emitted value is one of the joint graph's"))
     return Outcome(problem, decision.whole, decision.chunking_us, plan, parts, tuple(records))
 
 
@@ -172,8 +172,7 @@ def _planned(
     started = time.perf_counter()
     with _progress(f"{recompute.name}: planning {len(problem.operations)} operations"):
         plan = recompute.run(problem)
-    records.append(_since(started, recompute.name, _describe(plan)))
-    log.debug("pass %s: %s", recompute.name, records[-1].changed)
+    records.append(_recorded(started, recompute.name, _describe(plan)))
     check_joint(problem.graph.module, before, [r.name for r in records])
     return plan
 
@@ -190,12 +189,12 @@ def _cheaper_in_chunks(
     chunked_loss = ChunkedLoss(plan.profile.peak_bytes)
     found = chunked_loss.run(problem.graph)
     if found.graph is None:
-        records.append(_since(started, chunked_loss.name, f"nothing: {found.description}"))
+        records.append(_recorded(started, chunked_loss.name, f"nothing: {found.description}"))
         return problem, plan
     check_rewritten(found.graph.module, before, [r.name for r in records] + [chunked_loss.name])
     chunked = PlanningProblem(found.graph, problem.costs, problem.consumed)
     more_us = chunked.step_time_us - problem.step_time_us
-    made = _since(started, chunked_loss.name, f"{found.description}; {more_us:+.0f} us")
+    made = _recorded(started, chunked_loss.name, f"{found.description}; {more_us:+.0f} us")
     planned: list[PassRecord] = []
     other = _planned(
         chunked, replace(recompute, whole=plan), reference(found.graph.module), planned
@@ -220,8 +219,10 @@ def _split(graph: TrainingGraph, parts: Partition) -> GraphChange:
     )
 
 
-def _since(started: float, name: str, changed: str) -> PassRecord:
-    return PassRecord(name, (time.perf_counter() - started) * 1e6, changed)
+def _recorded(started: float, name: str, changed: str) -> PassRecord:
+    time_us = (time.perf_counter() - started) * 1e6
+    log.debug("pass %s, %.1f ms: %s", name, time_us / 1e3, changed)
+    return PassRecord(name, time_us, changed)
 
 
 def _describe(plan: RetentionPlan) -> str:

@@ -98,7 +98,7 @@ class PlanningProblem:
             transient_outputs=self.storages_of(graph.nodes_of(transient)) - held,
             gradients=self.storages_of(graph.nodes_of(graph.backward_outputs)),
             tangents=self.storages_of(graph.tangents),
-            constant_bytes=self._layout_copies_bytes(),
+            constant_bytes=self.layout_copies_bytes(),
             consumed=self._consumed(),
         )
 
@@ -109,7 +109,7 @@ class PlanningProblem:
         nodes_of, storages_of = self.graph.nodes_of, self.storages_of
         return storages_of(nodes_of(taken)) - storages_of(nodes_of(returned))
 
-    def _layout_copies_bytes(self) -> int:
+    def layout_copies_bytes(self) -> int:
         """Copies that Inductor makes on the CPU of what convolutions read, channels last, and
         saves for their backward instead of the original."""
         if not self._runs_on_cpu:

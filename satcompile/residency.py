@@ -95,7 +95,7 @@ def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tup
                 if state:
                     total += sum(storage_bytes(value) for value in state.values())
                     continue
-                predicted = _predict_state_bytes(optimizer, group, parameter)
+                predicted = predict_state_bytes(optimizer, group, parameter)
                 if predicted is None:
                     notes.append(
                         f"the state of {type(optimizer).__name__} cannot be predicted before its "
@@ -109,10 +109,18 @@ def _optimizer_state_bytes(parameters: Iterable[torch.Tensor]) -> tuple[int, tup
 def live_optimizers() -> list[torch.optim.Optimizer]:
     # Optimizers are made before and after us, by users and by trainers: asking the collector
     # finds them all, once per compilation.
-    found = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
+    alive = (o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer))
+    found = [optimizer for optimizer in alive if _has_state_of_its_own(optimizer)]
     for optimizer in found:
         _parameters_known[optimizer] = _num_parameters(optimizer)
     return found
+
+
+def _has_state_of_its_own(optimizer: torch.optim.Optimizer) -> bool:
+    """Not so the wrapper that accelerate, and so the Hugging Face Trainer, puts around an
+    optimizer: a subclass whose state and groups are properties, those of the wrapped one, which
+    is alive, too. Counting both would be twice; a step on fake tensors would be the real one's."""
+    return {"state", "param_groups"} <= vars(optimizer).keys()
 
 
 # How many parameters each optimizer had when we last counted its state.
@@ -151,7 +159,7 @@ def _num_parameters(optimizer: torch.optim.Optimizer) -> int:
 _predictions: dict[Any, int | None] = {}
 
 
-def _predict_state_bytes(
+def predict_state_bytes(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor
 ) -> int | None:
     """Bytes of state after a first step, by taking that step on fake tensors."""

@@ -12,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import hashlib
 import inspect
+import math
 import os
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -196,6 +199,35 @@ def current_compile_id() -> tuple[str, int, int] | None:
     if compile_id is None or compile_id.frame_compile_id is None:
         return None
     return str(compile_id), int(compile_id.frame_compile_id), int(config.recompile_limit)
+
+
+def is_tracing() -> bool:
+    """Whether torch writes its structured trace (``TORCH_TRACE``). ``trace_log`` loses its handler
+    with the first thing that is traced where nobody asked for it. 2.11, 2.13."""
+    from torch._logging._internal import trace_log
+
+    return bool(trace_log.handlers)
+
+
+def trace_artifact(name: str, encoding: str, payload: Callable[[], Any]) -> None:
+    """Add a file to the structured trace, under the id of the compilation that is under way.
+
+    Args:
+        name: of the file.
+        encoding: "string", or "json" for plain data.
+        payload: called if there is a trace.
+
+    ``torch._logging.trace_structured``: 2.11, 2.13.
+    """
+    torch._logging.trace_structured(
+        "artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload
+    )
+
+
+def readable(gm: fx.GraphModule) -> str:
+    """A graph as torch's own traces print it: with dtypes, sizes, strides and devices, and the
+    source lines of its nodes. ``GraphModule.print_readable``: 2.11, 2.13."""
+    return gm.print_readable(print_output=False, include_stride=True, include_device=True)
 
 
 def is_symbolic(value: Any) -> bool:
@@ -519,13 +551,14 @@ class CompilationContext:
     """What surrounds a backend's call in Dynamo, kept to compile the same graph once more.
 
     Fake tensors, symbolic sizes and their guards live in it. ``TracingContext``,
-    ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``: 2.11, 2.13.
+    ``CompileContext``, ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``:
+    2.11, 2.13.
     """
 
     def __init__(self) -> None:
-        from torch._guards import TracingContext
+        from torch._guards import CompileContext, TracingContext
 
-        self._tracing = TracingContext.try_get()
+        self._tracing, self._compile = TracingContext.try_get(), CompileContext.try_get()
         # Autocast decides what is traced; Dynamo guards on it, but a report is asked for anywhere.
         self._autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -540,6 +573,15 @@ class CompilationContext:
             for kind, dtype, enabled in self._autocast:
                 if enabled != torch.is_autocast_enabled(kind) or enabled:
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            yield
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """What torch logs and traces inside carries the id of Dynamo's compilation.
+        ``compile_context``: 2.11, 2.13."""
+        from torch._guards import compile_context
+
+        with compile_context(self._compile):
             yield
 
     def fake_inputs(self, example_inputs: Sequence[Any]) -> list[Any] | None:
@@ -579,13 +621,13 @@ class CompilationContext:
         conditions: list[Any] = []
         env = getattr(self._tracing.fake_mode, "shape_env", None)
         if env is None:
-            with self._modes(), tracing(self._tracing):
+            with self._modes(), self.named(), tracing(self._tracing):
                 yield conditions
             return
         frozen, num_guards, replaced = env.frozen, len(env.guards), dict(env.replacements)
         env.frozen = False  # frozen, it would drop new guards with no more than a log line
         try:
-            with self._modes(), tracing(self._tracing):
+            with self._modes(), self.named(), tracing(self._tracing):
                 yield conditions
         finally:
             env.frozen = frozen
@@ -650,6 +692,13 @@ def fake_tensor_mode(**settings: Any) -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(**settings)
+
+
+def new_shape_environment() -> Any:
+    """Where sizes that are symbols get their symbols. 2.11, 2.13."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return ShapeEnv()
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
@@ -812,9 +861,10 @@ def watch_loss_scaling(scaled: Callable[[], None]) -> None:
     GradScaler.scale = scale  # type: ignore[method-assign]
 
 
-def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> None:
+def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None, bool], None]) -> None:
     """Call ``about_to_clip`` before torch clips gradients: with the parameters (norm), or with
-    None where not one gradient was found (values). ``clip_grad_norm_`` and ``clip_grad_value_``,
+    None where not one gradient was found (values); and whether anything can be clipped at all, as
+    a limit of infinity only asks for the norm. ``clip_grad_norm_`` and ``clip_grad_value_``,
     under whatever name they were imported, look these helpers up in their module. 2.11, 2.13."""
     from torch.nn.utils import clip_grad
 
@@ -826,15 +876,15 @@ def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None], None]) -> Non
         return
 
     @functools.wraps(by_norm)
-    def watched_norm(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+    def watched_norm(parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        about_to_clip(parameters)
-        return by_norm(parameters, *args, **kwargs)
+        about_to_clip(parameters, float(max_norm) != math.inf)
+        return by_norm(parameters, max_norm, *args, **kwargs)
 
     @functools.wraps(by_value)
     def watched_value(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(tensors):
-            about_to_clip(None)
+            about_to_clip(None, True)
         return by_value(tensors, *args, **kwargs)
 
     watched_norm._watched = True  # type: ignore[attr-defined]
@@ -867,3 +917,15 @@ def take_over_step(optimizer: torch.optim.Optimizer, is_scheduled: bool) -> None
 
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
     optimizer.step = step  # type: ignore[method-assign]
+
+
+def gathered_by_fully_shard(parameters: Sequence[Any]) -> bool:
+    """Whether some of these are what FSDP2 gathers for the time of a module's forward or backward.
+    They are plain parameters with no mark on them; ``FSDPParam._unsharded_param`` refers to each.
+    2.11, 2.13."""
+    module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
+    if module is None or not parameters:
+        return False
+    looked_for = {id(parameter) for parameter in parameters}
+    shards = [o for o in gc.get_objects() if type(o) is module.FSDPParam]
+    return any(id(getattr(shard, "_unsharded_param", None)) in looked_for for shard in shards)

@@ -50,6 +50,13 @@ log = logging.getLogger("satcompile")
 
 _HOOKS = "a hook is to see them"
 _SCALED = "a GradScaler scaled the loss"
+_DATA_PARALLEL = "DistributedDataParallel is to see them"
+_NO_OWNER = "no optimizer updates them in the backward any more"
+_TWICE = "the graph has the parameter as two inputs"
+_NORM_ONLY = (
+    "in_backward=True: a norm of gradients was asked for, without clipping, after the backward has "
+    "applied and dropped them. The norm is of those that are left, 0 where none are."
+)
 NOTHING: frozenset[int] = frozenset()
 
 
@@ -74,6 +81,19 @@ class Owner:
     def group(self) -> dict[str, Any]:
         found: dict[str, Any] = self.optimizer.param_groups[self.number]
         return found
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Which gradients of a graph's inputs a backward may hand over.
+
+    Attributes:
+        positions: among the inputs.
+        withheld: by position, why another one that belongs to such an optimizer may not.
+    """
+
+    positions: frozenset[int] = NOTHING
+    withheld: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -142,20 +162,23 @@ class Ledger:
 
     # -- forwards --------------------------------------------------------------------------
 
-    def positions(self, args: Sequence[Any], trained: Sequence[int]) -> frozenset[int]:
+    def offer(self, args: Sequence[Any], trained: Sequence[int]) -> Offer:
         """Which of a graph's inputs are parameters that its backward may update."""
         owners = self.owners()
         owned = [p for p in trained if id(args[p]) in owners] if owners else []
         if owned and (self._loss_is_scaled or self._last_loss_was_scaled):
-            self._tell(_SCALED)
-            return NOTHING
+            return self._withheld(_SCALED, owned)
         if owned and inside_data_parallel():
-            self._tell("DistributedDataParallel is to see them")
-            return NOTHING
-        hooked = {position for position in owned if has_gradient_hooks(args[position])}
-        if hooked:
-            self._tell(_HOOKS)
-        return frozenset(owned) - hooked
+            return self._withheld(_DATA_PARALLEL, owned)
+        hooked = [position for position in owned if has_gradient_hooks(args[position])]
+        return self._withheld(_HOOKS, hooked, frozenset(owned).difference(hooked))
+
+    def _withheld(
+        self, reason: str, positions: Sequence[int], others: frozenset[int] = NOTHING
+    ) -> Offer:
+        if positions:
+            self._tell(reason)
+        return Offer(others, dict.fromkeys(positions, reason))
 
     def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
         """A forward has run."""
@@ -200,11 +223,11 @@ class Ledger:
         with self._lock:
             waiting = [other.parameters for other in self._flights if other is not flight]
         kept = self._kept_in_this_task()
-        to_apply = self._decide(node, edges, kept.union(*waiting))
+        to_apply, returned = self._decide(node, edges, kept.union(*waiting))
         applied = {id(parameter) for parameter, _ in to_apply.values()}
         if flight is not None:
             kept.update(flight.parameters - applied)
-        call = Backward(self, to_apply)
+        call = Backward(self, to_apply, returned)
         _running.stack.append(call)
         try:
             yield call
@@ -229,29 +252,33 @@ class Ledger:
 
     def _decide(
         self, node: Any, edges: Mapping[int, int], shared: set[int]
-    ) -> dict[int, tuple[torch.Tensor, Owner]]:
-        """Parameter and owner per slot whose gradient is to be applied."""
+    ) -> tuple[dict[int, tuple[torch.Tensor, Owner]], dict[int, str]]:
+        """Parameter and owner per slot whose gradient is to be applied; and per slot whose is not,
+        why."""
         owners = self.owners()
         found: dict[int, tuple[torch.Tensor, Owner]] = {}
-        seen: set[int] = set()
+        returned: dict[int, str] = {}
+        seen: dict[int, int] = {}  # slots by the parameter's id
         for slot, position in edges.items():
             edge = node.next_functions[position][0]
             parameter = getattr(edge, "variable", None)
             owner = owners.get(id(parameter))
             if parameter is None or owner is None or not owner.updates(parameter):
+                returned[slot] = _NO_OWNER
                 continue
             if id(parameter) in self._numbers_applied(owner.optimizer):
                 raise _second_backward(parameter)
-            twice = id(parameter) in seen
-            seen.add(id(parameter))
             reason = self._reason_to_keep(parameter, edge, shared)
-            if twice:  # the graph has it as two inputs
-                found = {s: f for s, f in found.items() if f[0] is not parameter}
+            if id(parameter) in seen:
+                returned |= dict.fromkeys((slot, seen[id(parameter)]), _TWICE)
+                found.pop(seen[id(parameter)], None)
             elif reason is None:
                 found[slot] = (parameter, owner)
             else:
                 self._tell(reason)
-        return found
+                returned[slot] = reason
+            seen[id(parameter)] = slot
+        return found, returned
 
     def _reason_to_keep(self, parameter: torch.Tensor, edge: Any, shared: set[int]) -> str | None:
         if id(parameter) in shared:
@@ -267,14 +294,15 @@ class Ledger:
         return None if will_accumulate(edge) else "gradients were asked for, not accumulated"
 
     def _tell(self, reason: str) -> None:
-        """Once per reason."""
-        if reason not in self._told:
-            self._told.add(reason)
-            log.warning(
-                "in_backward=True: gradients are returned to autograd and applied by step(), "
-                "without the saving in memory, because %s.",
-                reason,
-            )
+        self._tell_once(
+            "in_backward=True: gradients are returned to autograd and applied by step(), "
+            f"without the saving in memory, because {reason}."
+        )
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
 
     def applied(self, owner: Owner, parameter: torch.Tensor, numbers: Numbers) -> None:
         self._applied.setdefault(owner.optimizer, Applied()).numbers[id(parameter)] = numbers
@@ -331,9 +359,12 @@ class Ledger:
     def _scaled(self) -> None:
         self._loss_is_scaled = True
 
-    def _about_to_clip(self, parameters: Sequence[Any] | None) -> None:
+    def _about_to_clip(self, parameters: Sequence[Any] | None, may_clip: bool) -> None:
         applied = {key for o in self._optimizers for key in self._numbers_applied(o)}
-        if applied and (parameters is None or not applied.isdisjoint(map(id, parameters))):
+        misses = applied and (parameters is None or not applied.isdisjoint(map(id, parameters)))
+        if misses and not may_clip:
+            self._tell_once(_NORM_ONLY)  # the Hugging Face Trainer asks for it, to log it
+        elif misses:
             raise UpdateError(
                 "Gradient clipping misses gradients: with in_backward=True the backward has "
                 "applied and dropped them. Use satcompile.fuse_optimizer(optimizer, "
@@ -369,10 +400,11 @@ def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
 
 @dataclass(eq=False)
 class Backward:
-    """One run of a compiled backward."""
+    """One run of a compiled backward; ``returned`` says per slot why autograd gets it."""
 
     ledger: Ledger
     to_apply: dict[int, tuple[torch.Tensor, Owner]]
+    returned: dict[int, str]
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
     changed: list[torch.Tensor] = field(default_factory=list)
 

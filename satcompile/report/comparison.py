@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,12 @@ class Comparison:
         from satcompile.report.terminal import render_comparison
 
         return render_comparison(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """So that ``rich.print(comparison)`` is in colours where there are any."""
+        from satcompile.report.terminal import ComparisonSections
+
+        yield ComparisonSections(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: ``{"format": 1, "names", "graphs", "only_before", "only_after"}``."""

@@ -6,89 +6,21 @@ All sizes are bytes, all times microseconds; formatting happens where things are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from satcompile.curve import CurvePoint
+from satcompile.report.entries import PassRow, ValueRow
 from satcompile.report.files import ending_of, write_whole
 from satcompile.report.sparsity import SavedSparsity, SparsityReport
 from satcompile.report.timeline import Timeline
+from satcompile.report.trace import save_trace
 
 if TYPE_CHECKING:
     from satcompile.report.comparison import Comparison
-
-
-@dataclass(frozen=True)
-class ValueRow:
-    """A value that crosses to the backward, or that is computed again there.
-
-    Attributes:
-        name: its node in the joint graph.
-        num_bytes: of its storage.
-        dtype, shape: of the value.
-        module: path of the module that made it, "" where unknown.
-        source: "file:line" of the user's code, "" where unknown.
-        copies: how often it is computed in the step (1 for saved values).
-    """
-
-    name: str
-    num_bytes: int
-    dtype: str
-    shape: tuple[int, ...]
-    module: str
-    source: str
-    copies: int
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> ValueRow:
-        row = {**row, "num_bytes": row["bytes"], "shape": tuple(row["shape"])}
-        return cls(**{each.name: row[each.name] for each in fields(cls)})
-
-    def to_dict(self) -> dict[str, Any]:
-        row = asdict(self)
-        return {"name": row["name"], "bytes": row["num_bytes"], **{
-            key: row[key] for key in ("dtype", "shape", "module", "source", "copies")
-        }}  # fmt: skip
-
-
-class GraphTexts(Protocol):
-    """A graph before and after something."""
-
-    def before(self) -> str: ...
-    def after(self) -> str: ...
-    def diff(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class PassRow:
-    """A pass that ran on the graph: its name, its time, and what it changed.
-
-    Attributes:
-        before, after: the graph as text, a line a node; None where the pass left it alone.
-        diff: between the two, in unified form.
-    """
-
-    name: str
-    time_us: float
-    changed: str
-    _change: GraphTexts | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def before(self) -> str | None:
-        return None if self._change is None else self._change.before()
-
-    @property
-    def after(self) -> str | None:
-        return None if self._change is None else self._change.after()
-
-    @property
-    def diff(self) -> str | None:
-        return None if self._change is None else self._change.diff()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "time_us": self.time_us, "changed": self.changed}
+    from satcompile.report.updates import SavedUpdates, UpdateReport
 
 
 @dataclass
@@ -119,6 +51,8 @@ class GraphReport:
         notes: what else a reader must know.
         sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
             without the option.
+        updates: what ``fuse_optimizer`` does for the graph's parameters, as it is when it is
+            looked at; None where no fused optimizer has any of them.
         timeline: memory over the step, simulated; made at the first look. Where ``prediction``
             is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
         default_timeline: the same for torch.compile's own plan.
@@ -145,8 +79,10 @@ class GraphReport:
     measured_peak_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
     sparsity: SparsityReport | SavedSparsity | None = None
+    _updates: UpdateReport | SavedUpdates | None = field(default=None, repr=False)
     _floor: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
+    _simulated_default_bytes: int | None = field(default=None, repr=False)
     _curve: Any = field(default=None, repr=False)
     _timeline: Any = field(default=None, repr=False)
     _default_timeline: Any = field(default=None, repr=False)
@@ -174,6 +110,19 @@ class GraphReport:
             self._default = self._default()
         return self._default
 
+    def default_peak(self, ask: bool = True) -> tuple[int, str] | None:
+        """``default_peak_bytes`` and ``default_prediction``. Without ``ask`` no code is generated
+        for it: where there is none yet it is by simulation, or None."""
+        if ask or not callable(self._default):
+            return self.default_peak_bytes, self.default_prediction
+        if self._simulated_default_bytes is None:
+            return None
+        return self.resident_bytes + self._simulated_default_bytes, "simulation"
+
+    @property
+    def updates(self) -> UpdateReport | SavedUpdates | None:
+        return self._updates if self._updates is not None and self._updates.is_fused else None
+
     @property
     def curve(self) -> tuple[CurvePoint, ...]:
         if callable(self._curve):
@@ -198,7 +147,19 @@ class GraphReport:
     def _above_resident(self, found: Timeline | None) -> Timeline | None:
         return None if found is None else found.above(self.resident_bytes + self.beside_bytes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def save_trace(self, path: str | Path) -> None:
+        """See ``Report.save_trace``; of this graph alone."""
+        save_trace([self], path)
+
+    def to_dict(self, ask: bool = True) -> dict[str, Any]:
+        """Plain data. Without ``ask`` nothing is planned, simulated or generated for what is not
+        there yet: ``default_peak`` says what then stands for the default, and the floor and the
+        timelines are None."""
+        default_peak_bytes, default_prediction = self.default_peak(ask) or (None, None)
+
+        def is_there(found: Any) -> bool:
+            return ask or not callable(found)
+
         return {
             "name": self.name,
             "budget_bytes": self.budget_bytes,
@@ -208,9 +169,9 @@ class GraphReport:
             "predicted_peak_bytes": self.predicted_peak_bytes,
             "prediction": self.prediction,
             "measured_peak_bytes": self.measured_peak_bytes,
-            "default_peak_bytes": self.default_peak_bytes,
-            "default_prediction": self.default_prediction,
-            "floor_bytes": self.floor_bytes,
+            "default_peak_bytes": default_peak_bytes,
+            "default_prediction": default_prediction,
+            "floor_bytes": self.floor_bytes if is_there(self._floor) else None,
             "saved_bytes": self.saved_bytes,
             "forward_time_us": self.forward_time_us,
             "recompute_time_us": self.recompute_time_us,
@@ -223,10 +184,13 @@ class GraphReport:
             "rounds": self.rounds,
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
+            "updates": None if self.updates is None else self.updates.to_dict(),
             # Costly, so only where somebody has asked for it already.
             "curve": None if callable(self._curve) else [point.to_dict() for point in self.curve],
-            "timeline": _data(self.timeline),
-            "default_timeline": _data(self.default_timeline),
+            "timeline": _data(self.timeline) if is_there(self._timeline) else None,
+            "default_timeline": (
+                _data(self.default_timeline) if is_there(self._default_timeline) else None
+            ),
         }
 
 
@@ -245,9 +209,23 @@ class Report:
 
         return render(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys."""
-        return {"format": 1, "graphs": [graph.to_dict() for graph in self.graphs]}
+    def print(self, file: IO[str] | None = None) -> None:
+        """Print for people, to ``file`` or to stdout: in colours where that is a terminal (unless
+        ``NO_COLOR`` is set), as wide as that is or as ``COLUMNS`` says; plain elsewhere."""
+        from rich.console import Console
+
+        Console(file=file).print(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """So that ``rich.print(report)`` does the same."""
+        from satcompile.report.terminal import Sections
+
+        yield Sections(self)
+
+    def to_dict(self, ask: bool = True) -> dict[str, Any]:
+        """Plain data: ``{"format": 1, "graphs": [...]}``; see ``GraphReport`` for the keys.
+        Without ``ask`` nothing is computed for it."""
+        return {"format": 1, "graphs": [graph.to_dict(ask) for graph in self.graphs]}
 
     def compare(self, other: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
         """What is different in ``other``: another budget, or another version of the model.
@@ -277,3 +255,18 @@ class Report:
             write_whole(path, render_page(self))
         else:
             write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def save_trace(self, path: str | Path) -> None:
+        """Write the planned step, and torch.compile's own plan of it, for Perfetto or
+        chrome://tracing: operations with their times by the cost model, memory by kind, and the
+        budget. Each graph begins at time 0.
+
+        Args:
+            path: ends in ``.json``.
+
+        Raises:
+            OptionError: another ending.
+            NotCompiledError: a report that was read from data without timelines.
+            FileError: the file cannot be written; nothing is left half-written.
+        """
+        save_trace(self.graphs, path)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from satcompile.report.data import ValueRow
+from satcompile.report.entries import ValueRow
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from satcompile.report.data import GraphReport, PassRow
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.report.sparsity import SparsityReport
+from satcompile.report.updates import LatestCall, UpdateReport
 from satcompile.residency import Residency
 
 
@@ -22,6 +23,7 @@ def graph_report(
     residency: Residency,
     budget_bytes: int | None,
     default: Callable[[], tuple[int, str]],
+    latest_call: Callable[[], LatestCall] | None = None,
 ) -> GraphReport:
     """What was decided in ``attempt``.
 
@@ -34,6 +36,7 @@ def graph_report(
         budget_bytes: what was asked, as a number; None without a budget.
         default: bytes that a step of torch's own plan allocates, and how that is known; called
             when somebody asks.
+        latest_call: what the graph was called with last; None for one that is never called.
     """
     outcome = attempt.outcome
     assert outcome is not None and attempt.problem is not None
@@ -71,8 +74,10 @@ def graph_report(
         sparsity=None
         if attempt.sparse is None
         else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
+        _updates=None if latest_call is None else UpdateReport(attempt, latest_call),
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
+        _simulated_default_bytes=plan.default_profile.peak_bytes,
         _curve=lambda: curve(
             problem, attempt.options.solver_effort, plan, attempt.search, outcome.chunking_us
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import types
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import torch
 
 from satcompile.errors import NotCompiledError
 from satcompile.report.data import GraphReport, Report
+from satcompile.report.updates import LatestCall
 from satcompile.sparsity.state import SparsityState
 from satcompile.torch_compat import original_callable
 
@@ -29,38 +30,55 @@ class Decision(Protocol):
 
 
 class GraphRecord:
-    """One compiled graph: what it runs now and whom it served."""
+    """One compiled graph: what it runs now and whom it served.
+
+    Attributes:
+        decided: for the latest call.
+        parameters: positions among the graph's inputs.
+        withheld: by position, why the latest call kept a gradient from its optimizer.
+    """
 
     def __init__(self, name: str, code: types.CodeType | None, parameters: Sequence[int]) -> None:
         self.name, self.code = name, code
         self.decided: Decision | None = None
         self.parameters = tuple(parameters)
+        self.withheld: Mapping[int, str] = {}
         self._positions = (parameters[0], parameters[-1]) if parameters else ()
-        self._known: set[tuple[int, ...]] = set()
-        self._served: list[weakref.ref[torch.Tensor]] = []
+        self._served: dict[tuple[int, ...], list[weakref.ref[torch.Tensor]]] = {}
+        self._latest: tuple[int, ...] = ()
 
     @property
     def report(self) -> GraphReport | None:
         return None if self.decided is None else self.decided.report
 
+    def know(self, args: Sequence[Any]) -> None:
+        """Note whose parameters a call has. One in front and one at the end tell instances apart."""
+        self._latest = tuple(id(args[position]) for position in self._positions)
+        if self._latest not in self._served:
+            served = [weakref.ref(args[position]) for position in self.parameters]
+            self._served[self._latest] = served
+
     def observe(self, args: Sequence[Any]) -> None:
-        """Note a call. One parameter in front and one at the end tell instances apart."""
-        key = tuple(id(args[position]) for position in self._positions)
-        if key not in self._known:
-            self._known.add(key)
-            self._served.extend(weakref.ref(args[position]) for position in self.parameters)
+        """Note a call."""
+        self.know(args)
         if _watchers:
             for watcher in _watchers:
                 watcher.saw(self)
 
     def served(self, parameters: set[int]) -> bool:
-        alive = (reference() for reference in self._served)
-        return any(id(tensor) in parameters for tensor in alive if tensor is not None)
+        return any(id(tensor) in parameters for tensor in self.parameters_served())
 
     def parameters_served(self) -> list[torch.Tensor]:
         """Those that are alive, in the order in which they came."""
-        alive = (reference() for reference in self._served)
+        alive = (reference() for served in self._served.values() for reference in served)
         return [tensor for tensor in alive if tensor is not None]
+
+    def latest_call(self) -> LatestCall:
+        """The parameters that it had, and what became of the offer to update them."""
+        served = zip(self.parameters, self._served.get(self._latest, ()), strict=False)
+        found = ((position, reference()) for position, reference in served)
+        alive = {position: tensor for position, tensor in found if tensor is not None}
+        return LatestCall(alive, self.withheld)
 
     def is_of(self, code: types.CodeType) -> bool:
         """Whether the graph is of this code, or of a piece into which Dynamo broke it."""

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from satcompile.planning_problem import PlanningProblem
-from satcompile.report.data import ValueRow
+from satcompile.report.entries import ValueRow
 from satcompile.retention import RetentionPlan
 from satcompile.torch_compat import size_hint
 from satcompile.training_graph import storage_bytes

@@ -13,6 +13,7 @@ from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
 from satcompile.report.files import read_text
 from satcompile.report.sparsity import SavedSparsity
 from satcompile.report.timeline import Timeline
+from satcompile.report.updates import SavedUpdates
 
 if TYPE_CHECKING:
     from satcompile.report.comparison import Comparison
@@ -62,7 +63,7 @@ def compare_files(before: str | Path, after: str | Path) -> Comparison:
 def _graph(data: Mapping[str, Any]) -> GraphReport:
     resident_bytes, beside_bytes = data["resident_bytes"], data["beside_bytes"]
     base_bytes = resident_bytes + beside_bytes
-    sparsity, curve = data["sparsity"], data.get("curve")
+    sparsity, updates, curve = data["sparsity"], data.get("updates"), data.get("curve")
     return GraphReport(
         **{key: data[key] for key in _PLAIN},
         resident=dict(data["resident"]),
@@ -71,6 +72,7 @@ def _graph(data: Mapping[str, Any]) -> GraphReport:
         passes=[PassRow(**row) for row in data["passes"]],
         notes=list(data["notes"]),
         sparsity=None if sparsity is None else SavedSparsity.from_dict(sparsity),
+        _updates=None if updates is None else SavedUpdates.from_dict(updates),
         _floor=data["floor_bytes"] - base_bytes,
         _default=(data["default_peak_bytes"] - resident_bytes, data["default_prediction"]),
         _curve=None if curve is None else tuple(CurvePoint(**p).above(-base_bytes) for p in curve),

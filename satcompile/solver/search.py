@@ -37,9 +37,7 @@ from satcompile.solver.step import (
 )
 from satcompile.solver.timing import Timing
 
-BUDGET_BOUND = (
-    "any number of copies, saved values kept to their last use; bound from the start of backward"
-)
+BUDGET_BOUND = "any number of copies, saved values kept to their last use; bound from single moments of the step"
 _NEAR, _FAR = 5, 25  # gaps from the bound: beyond, other ways of cutting are tried, one or all
 _GAPS_OF_ROUND = 2  # of a solve with moments
 _EFFORT_OF_ROUND = 1_000  # a round with moments gets this part of a solve's nodes

@@ -383,8 +383,9 @@ def worst_moments(
         position, in_forward = worst
         look = moments.in_forward if in_forward else moments.in_backward
         bound = look(position, limit_bytes)
-        if bound.saved is not None and not in_forward:
-            plan = orders(spine, timing, bound.saved, backward_order(spine.step, bound.saved))
+        saved = None if bound.saved is None else spine.with_unrepeatable(bound.saved)
+        if saved is not None and not in_forward:
+            plan = orders(spine, timing, saved, backward_order(spine.step, saved))
         found.append((bound, plan))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,23 @@ def test_a_budget_below_the_floor_names_it_and_holds_right_above() -> None:
     graph = satcompile.report(model).graphs[0]
     assert graph.measured_peak_bytes <= budget_bytes
     assert graph.measured_peak_bytes == pytest.approx(graph.predicted_peak_bytes, rel=0.01)
+
+
+def test_a_budget_under_fsdp2_is_refused(tmp_path: Path) -> None:
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        sharded, plain = Net(), Net()
+        for model in (sharded, plain):
+            model.compile(backend="sat", options={"memory_budget": "1GiB"})
+        fully_shard(sharded, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+        with pytest.raises(UnsupportedError, match=r"FSDP2.*Leave memory_budget out"):
+            sharded(torch.randn(64, 16))
+        plain(torch.randn(64, 16)).sum().backward()  # beside it: nobody's shards
+    finally:
+        dist.destroy_process_group()
 
 
 def test_reserve_counts_against_the_budget() -> None:

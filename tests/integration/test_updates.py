@@ -247,6 +247,20 @@ def test_torchs_clipping_does_not_pass_quietly(device: str, clip: Any) -> None:
     clip(other.parameters())  # nobody's business
 
 
+def test_asking_for_the_norm_alone_is_answered_with_a_warning(
+    device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(in_backward.LEDGER, "_told", set())
+    pair = Pair(device)
+    for x in pair.inputs(2):
+        loss(pair.run, x).backward()
+        norm = clip_grad_norm_(pair.model.parameters(), float("inf"))  # as Trainer, for its log
+        assert norm == 0
+        pair.optimizer.step()
+    warnings = [r for r in caplog.records if "norm of gradients was asked for" in r.getMessage()]
+    assert len(warnings) == 1
+
+
 def test_clipping_what_is_left_of_the_gradients_does_not_pass_either(device: str) -> None:
     pair = Pair(device)
     pair.model.mix.weight.register_hook(lambda gradient: gradient)

@@ -10,10 +10,12 @@ from math import inf
 
 import pytest
 
+from satcompile.solver.filling import orders
 from satcompile.solver.search import BudgetSearch
-from satcompile.solver.single_moments import SingleMoments
+from satcompile.solver.single_moments import SingleMoments, worst_moments
 from satcompile.solver.step import (
     Phase,
+    backward_order,
     early_forward_order,
     forward_order,
     simulate_orders,
@@ -146,3 +148,22 @@ def test_below_the_least_peak_the_search_says_that_there_is_nothing():
     search = search_of(WIDE_GRADIENT)
     assert search.bound_us(33) == inf
     assert search.within(33, 10**9) is None
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_plans_made_of_moments_repeat_only_what_may_run_again(seed):
+    """Values in memory at one moment are no plan by themselves: what cannot run again is saved."""
+    made, fixed = random_step(seed), set()
+    indices = sorted({made.spine.makers[s] for s in made.choices})
+    for index, operation in zip(indices, made.problem.operations, strict=True):
+        fixed |= set() if operation.recomputable else {index}
+    values = zip(made.choices, made.problem.values, strict=True)
+    everything = frozenset(s for s, value in values if value.saveable)
+    start = orders(made.spine, made.timing, everything, backward_order(made.step, everything))
+    if fixed & set(start.backward):
+        return  # what cannot run again cannot be saved either
+    moments = SingleMoments(made.spine, 0.0, EFFORT)
+    for share in (0.5, 0.7, 0.9):
+        limit_bytes = int(share * start.profile.peak_bytes)
+        for _, plan in worst_moments(moments, made.timing, start, limit_bytes):
+            assert not fixed & set(plan.backward)

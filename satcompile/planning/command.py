@@ -1,0 +1,93 @@
+"""``satcompile plan``: what fits, before anything is rented or run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from satcompile.cost.device import device_named
+from satcompile.errors import SatcompileError
+from satcompile.planning.catalogue import Request, build, from_config
+from satcompile.planning.estimate import Plan, plan
+from satcompile.planning.show import show
+from satcompile.report.files import write_whole
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command's arguments; see ``satcompile plan --help``."""
+
+    model: str | None
+    config: Path | None
+    request: Request
+    optimizer: str
+    device: str
+    budget: str
+    reserve: str
+    in_backward: bool
+    quick: bool
+    json_path: Path | None
+    html_path: Path | None
+
+
+def run(settings: Settings) -> int:
+    """Plan and print; 0 where it fits, 1 where it does not or cannot be planned."""
+    try:
+        return _run(settings)
+    except SatcompileError as error:
+        print(f"satcompile: {_own_words(error)}", file=sys.stderr)
+        return 1
+
+
+def _own_words(error: SatcompileError) -> str:
+    # One paragraph is ours; Dynamo adds hints for its own developers below it.
+    return str(error).partition("\n\n")[0]
+
+
+def _run(settings: Settings) -> int:
+    device_named(settings.device)  # before a large model is traced for nothing
+    tell = Console(stderr=True, highlight=False)
+    request = settings.request
+    if settings.config is not None:
+        step = from_config(settings.config, request)
+    else:
+        assert settings.model is not None
+        step = build(settings.model, request)
+    _progress(tell, f"tracing {step.title}")
+    made = plan(
+        step.fn,
+        *step.args,
+        memory_budget=settings.budget,
+        device=settings.device,
+        optimizer=settings.optimizer,
+        in_backward=settings.in_backward,
+        reserve=settings.reserve,
+        **step.kwargs,
+    )
+    if not settings.quick:
+        _progress(tell, "looking for the largest batch")
+        _ = made.largest_batch
+        _progress(tell, "planning other budgets")
+        _ = made.curve
+    _print(step.title, made)
+    if settings.json_path is not None:
+        write_whole(settings.json_path, json.dumps(made.to_dict(), indent=2) + "\n")
+    if settings.html_path is not None:
+        made.save(settings.html_path)
+    return 0 if made.fits else 1
+
+
+def _print(title: str, made: Plan) -> None:
+    console = Console(highlight=False)
+    console.print(title, style="bold", markup=False)
+    show(made, console)
+
+
+def _progress(console: Console, what: str) -> None:
+    """A line for who waits at a terminal; nothing where the output is kept."""
+    if console.is_terminal:
+        console.print(f"{what} ...", style="dim", markup=False)

@@ -1,0 +1,129 @@
+"""A training step captured on fake tensors, for a device that need not be there.
+
+The step is traced on the CPU. Of what differs on a GPU only attention matters to memory: there,
+kernels that never hold the scores drop them out as well, while the CPU falls back to holding them.
+So for a GPU attention is traced without its dropout, whose random seed weighs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from satcompile.capture import Capture, capture_with_inputs
+from satcompile.cost.device import Device
+from satcompile.errors import UnsupportedError
+from satcompile.torch_compat import SymTypes, fake_mode_of, is_fake, size_expression
+
+_ATTENTION = torch.nn.functional.scaled_dot_product_attention
+_DROPOUT_POSITION = 4  # of its arguments
+
+
+@dataclass(frozen=True)
+class SymbolicStep:
+    """A step whose batch size is a symbol.
+
+    Attributes:
+        capture: of the step.
+        symbol: of sympy, the batch size.
+    """
+
+    capture: Capture
+    symbol: Any
+
+
+def trace(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], device: Device
+) -> Capture:
+    """The joint graph of ``fn(*args, **kwargs)`` and its backward, at these sizes.
+
+    Raises:
+        UnsupportedError: it cannot be captured as one graph, and why.
+    """
+    with _refusals_in_our_words(fn), _mode_of((fn, args, kwargs)):
+        return capture_with_inputs(fn, args, kwargs, _prepare_for(device))
+
+
+def trace_batches(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], device: Device
+) -> SymbolicStep | str:
+    """The same with the first dimension of every input a symbol, one for all; or, in words, why the
+    model cannot be captured that way."""
+    inputs = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    batches = {tensor.shape[0] for tensor in inputs if tensor.dim()}
+    if len(batches) != 1:
+        return "the inputs' first dimensions differ, so none of them is the batch"
+    if min(batches) < 2:
+        return "a batch of one is no symbol to torch; give a batch of two or more"
+    for tensor in inputs:
+        torch._dynamo.mark_dynamic(tensor, 0)
+    try:
+        with _mode_of((fn, args, kwargs)):
+            found = capture_with_inputs(fn, args, kwargs, _prepare_for(device), dynamic=True)
+    except Exception as error:  # anything: a model may do with a size what no symbol can do
+        return f"the model fixes its batch size ({_first_line(error)})"
+    symbols = {
+        size_expression(value)
+        for value in found.inputs
+        if isinstance(value, SymTypes) and size_expression(value).is_Symbol
+    }
+    if len(symbols) != 1:
+        return "the model has no single symbol for its batch size"
+    return SymbolicStep(found, symbols.pop())
+
+
+@contextlib.contextmanager
+def _refusals_in_our_words(fn: Callable[..., Any]) -> Any:
+    try:
+        yield
+    except torch._dynamo.exc.Unsupported as error:
+        raise UnsupportedError(
+            f"{_name(fn)} cannot be planned as one graph: {_first_line(error)}. A plan is made for "
+            "one graph of forward and backward: take out what breaks it (torch._dynamo.explain "
+            "names every place), or plan the parts that are compiled one by one."
+        ) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise UnsupportedError(
+            f"{_name(fn)} cannot be traced: {_first_line(error)}. Call it once without planning: "
+            "what fails there fails here."
+        ) from error
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _mode_of(values: Any) -> contextlib.AbstractContextManager[Any]:
+    """The context in which fake tensors among the values were made."""
+    fn = values[0]
+    tensors = [*fn.parameters(), *fn.buffers()] if isinstance(fn, torch.nn.Module) else []
+    tensors += [t for t in pytree.tree_leaves(values[1:]) if isinstance(t, torch.Tensor)]
+    for tensor in tensors:
+        if is_fake(tensor):
+            return fake_mode_of(tensor)
+    return contextlib.nullcontext()
+
+
+def _prepare_for(device: Device) -> Callable[[fx.GraphModule], None] | None:
+    return _attend_without_dropout if device.kind == "cuda" else None
+
+
+def _attend_without_dropout(gm: fx.GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target is _ATTENTION:
+            if len(node.args) > _DROPOUT_POSITION:
+                node.update_arg(_DROPOUT_POSITION, 0.0)
+            if "dropout_p" in node.kwargs:
+                node.update_kwarg("dropout_p", 0.0)
+    gm.recompile()
