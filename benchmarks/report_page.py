@@ -19,7 +19,7 @@ from satcompile.report.data import Report
 from tests.report.browser import opened
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "report.png"
-WIDTH, HEIGHT = 1000, 1640
+WIDTH, HEIGHT = 1000, 1620
 BATCH, LENGTH, VOCABULARY = 8, 128, 512
 MOST_BYTES = 300_000
 

@@ -64,6 +64,8 @@ def memory_chart(
             y=[round(n / unit_bytes, 4) for n in each.alive_bytes],
             customdata=_labels(each),
             name=name,
+            mode="lines",
+            zorder=-number,  # the first on top
             line={"color": (OURS, DEFAULT)[number % 2], "shape": "hv", "width": 2},
             hovertemplate=f"<b>%{{customdata}}</b><br>%{{y:.4~g}} {unit} alive, {_escaped(name)}"
             f"<br>%{{text}}<br>resident: {format_bytes(each.base_bytes)}<extra></extra>",

@@ -130,6 +130,12 @@ class _Section:
         return 0 if timeline is None else self.graph.predicted_peak_bytes - timeline.peak_bytes
 
     @property
+    def is_changed(self) -> bool:
+        """Whether the graph computes something else than torch.compile alone would."""
+        names = {row.name for row in self.graph.passes}
+        return self.graph.sparsity is not None or "fused_update" in names
+
+    @property
     def curve(self) -> charts.Chart | None:
         graph = self.graph
         if not graph.curve:
