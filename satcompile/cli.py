@@ -50,6 +50,21 @@ def _solve(arguments: argparse.Namespace) -> int:
     )
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from satcompile.errors import SatcompileError
+    from satcompile.report.saved import compare_files
+
+    try:
+        comparison = compare_files(arguments.before, arguments.after)
+        if arguments.output is not None:
+            comparison.save(arguments.output)
+    except SatcompileError as error:
+        print(f"satcompile: {error}", file=sys.stderr)
+        return 1
+    print(comparison, end="")
+    return 0
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     if (arguments.model is None) == (arguments.config is None):
         print("satcompile: plan takes a model, or --config FILE, and not both", file=sys.stderr)
@@ -69,7 +84,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             in_backward=arguments.in_backward,
             quick=arguments.quick,
             json_path=arguments.json,
-            html_path=arguments.html,
+            report_path=arguments.report,
         )
     )
 
@@ -81,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_demo(commands)
     _add_plan(commands)
+    _add_compare(commands)
     _add_solve(commands)
     return parser
 
@@ -152,8 +168,28 @@ def _add_plan(commands: Any) -> None:
         "--quick", action="store_true", help="without the largest batch and other budgets"
     )
     plan.add_argument("--json", type=Path, metavar="FILE", help="write the plan's figures there")
-    plan.add_argument("--html", type=Path, metavar="FILE", help="write the plan's page there")
+    plan.add_argument(
+        "--report", type=Path, metavar="FILE",
+        help="write the report there: a page to read (.html), or data to compare (.json)",
+    )  # fmt: skip
     plan.set_defaults(run=_plan)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="say what changed from one saved report to another",
+        description=(
+            "What is different between two reports that were saved as JSON (report.save, or "
+            "satcompile plan --report): two budgets, or two versions of a model."
+        ),
+    )
+    compare.add_argument("before", type=Path, metavar="BEFORE.json")
+    compare.add_argument("after", type=Path, metavar="AFTER.json")
+    compare.add_argument(
+        "--output", type=Path, metavar="FILE", help="write it there, too: .html or .json"
+    )
+    compare.set_defaults(run=_compare)
 
 
 def _add_solve(commands: Any) -> None:

@@ -31,7 +31,7 @@ class Settings:
     in_backward: bool
     quick: bool
     json_path: Path | None
-    html_path: Path | None
+    report_path: Path | None
 
 
 def run(settings: Settings) -> int:
@@ -76,8 +76,8 @@ def _run(settings: Settings) -> int:
     _print(step.title, made)
     if settings.json_path is not None:
         write_whole(settings.json_path, json.dumps(made.to_dict(), indent=2) + "\n")
-    if settings.html_path is not None:
-        made.save(settings.html_path)
+    if settings.report_path is not None:
+        made.save(settings.report_path)
     return 0 if made.fits else 1
 
 

@@ -311,6 +311,7 @@ class _Planner:
             passes=list(made.passes),
             notes=[f"planned for {self.device.name}, not run", *self.residency.notes],
             _floor=lambda: made.floor_bytes - made.resident_bytes,
+            _least=lambda: made.least_peak_bytes - made.resident_bytes,
             _default=lambda: (made.default_peak_bytes - made.resident_bytes, "simulation"),
             _curve=lambda: tuple(point.above(-made.resident_bytes) for point in made.curve),
             _timeline=lambda: plan_timeline(problem, chosen),

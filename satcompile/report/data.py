@@ -38,6 +38,8 @@ class GraphReport:
             Where that is not the plan in use its code is generated at the first call, which
             takes about a quarter of a compilation.
         floor_bytes: the smallest peak for which a valid plan is held; computed at the first call.
+        least_peak_bytes: no plan of the class that ``bound_kind`` names has a lower peak, simulated;
+            None where that is not known.
         measured_peak_bytes: resident plus the latest ``measure_peak`` in which the graph ran.
         saved_bytes: alive between forward and backward.
         forward_time_us: of the forward, by the cost model.
@@ -81,6 +83,7 @@ class GraphReport:
     sparsity: SparsityReport | SavedSparsity | None = None
     _updates: UpdateReport | SavedUpdates | None = field(default=None, repr=False)
     _floor: Any = field(default=None, repr=False)
+    _least: Any = field(default=None, repr=False)
     _default: Any = field(default=None, repr=False)
     _simulated_default_bytes: int | None = field(default=None, repr=False)
     _curve: Any = field(default=None, repr=False)
@@ -96,6 +99,14 @@ class GraphReport:
         if callable(self._floor):
             self._floor = self._floor()
         return self.resident_bytes + self.beside_bytes + int(self._floor)
+
+    @property
+    def least_peak_bytes(self) -> int | None:
+        if callable(self._least):
+            self._least = self._least()
+        return (
+            None if self._least is None else self.resident_bytes + self.beside_bytes + self._least
+        )
 
     @property
     def default_peak_bytes(self) -> int:
@@ -172,6 +183,7 @@ class GraphReport:
             "default_peak_bytes": default_peak_bytes,
             "default_prediction": default_prediction,
             "floor_bytes": self.floor_bytes if is_there(self._floor) else None,
+            "least_peak_bytes": self.least_peak_bytes if is_there(self._least) else None,
             "saved_bytes": self.saved_bytes,
             "forward_time_us": self.forward_time_us,
             "recompute_time_us": self.recompute_time_us,

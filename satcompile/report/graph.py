@@ -75,6 +75,7 @@ def graph_report(
         if attempt.sparse is None
         else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
         _updates=None if latest_call is None else UpdateReport(attempt, latest_call),
+        _least=lambda: attempt.search.least_peak_bytes,
         _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
         _default=default,
         _simulated_default_bytes=plan.default_profile.peak_bytes,

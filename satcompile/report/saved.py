@@ -64,6 +64,7 @@ def _graph(data: Mapping[str, Any]) -> GraphReport:
     resident_bytes, beside_bytes = data["resident_bytes"], data["beside_bytes"]
     base_bytes = resident_bytes + beside_bytes
     sparsity, updates, curve = data["sparsity"], data.get("updates"), data.get("curve")
+    least_bytes = data.get("least_peak_bytes")
     return GraphReport(
         **{key: data[key] for key in _PLAIN},
         resident=dict(data["resident"]),
@@ -74,6 +75,7 @@ def _graph(data: Mapping[str, Any]) -> GraphReport:
         sparsity=None if sparsity is None else SavedSparsity.from_dict(sparsity),
         _updates=None if updates is None else SavedUpdates.from_dict(updates),
         _floor=data["floor_bytes"] - base_bytes,
+        _least=None if least_bytes is None else least_bytes - base_bytes,
         _default=(data["default_peak_bytes"] - resident_bytes, data["default_prediction"]),
         _curve=None if curve is None else tuple(CurvePoint(**p).above(-base_bytes) for p in curve),
         _timeline=_timeline(data.get("timeline")),

@@ -10,6 +10,7 @@ import torch
 
 import satcompile
 from satcompile import FileError
+from satcompile.cli import main
 from satcompile.report.comparison import Decision
 from satcompile.report.data import PassRow, Report, ValueRow
 from satcompile.report.saved import compare_files, load_report
@@ -233,3 +234,19 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
         path.parent.mkdir()
         Report([graph()]).save(path)
     assert compare_files(*paths).names == (str(paths[0]), str(paths[1]))
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def test_the_command_prints_and_writes_what_changed(files, tmp_path, capsys):
+    before, after = files
+    page = tmp_path / "changes.html"
+    assert main(["compare", str(before), str(after), "--output", str(page)]) == 0
+    assert capsys.readouterr().out == str(compare_files(before, after))
+    assert "plotly" in page.read_text()
+
+
+def test_the_command_names_a_file_that_is_not_there(files, tmp_path, capsys):
+    assert main(["compare", str(files[0]), str(tmp_path / "nothing.json")]) == 1
+    assert "nothing.json" in capsys.readouterr().err

@@ -223,6 +223,13 @@ def test_the_floor_is_computed_when_first_asked_for():
     assert asked == [1]
 
 
+def test_the_least_peak_is_part_of_the_data_where_it_is_known():
+    assert graph().least_peak_bytes is None
+    report = graph(_least=lambda: 5)
+    assert report.to_dict(ask=False)["least_peak_bytes"] is None
+    assert report.to_dict()["least_peak_bytes"] == 3 * GIB + MIB + 5
+
+
 def test_the_curve_is_made_when_somebody_asks_and_is_data_from_then_on():
     asked = []
 
