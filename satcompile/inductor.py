@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile import pipeline, torch_compat
+from satcompile import passes, pipeline, torch_compat
 from satcompile.cost.device import device_of
 from satcompile.cost.roofline import CostModel
 from satcompile.emission import COPY_OF
@@ -461,10 +461,7 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
 @functools.cache
 def _source_digest() -> str:
     """Changes with our version and with any line of ours that could change a graph."""
-    import satcompile
-    import satcompile.passes
-
-    roots = [Path(p) for module in (satcompile, satcompile.passes) for p in module.__path__]
+    roots = [Path(__file__).parent, *map(Path, passes.__path__)]
     files = sorted({file for root in roots for file in root.rglob("*.py")})
     return torch_compat.digest(
         metadata.version("satcompile"), *(file.read_bytes() for file in files)
