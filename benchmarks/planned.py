@@ -21,11 +21,14 @@ had planned; the measured peak is then of another plan than the planned one.
 
     python -m benchmarks.planned [--models gpt2 llama ...] [--shares 0.8 0.6]
     python -m benchmarks.planned --quick       # one model, one budget
+
+With ``--add`` a run keeps the other models' rows of earlier ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -241,11 +244,34 @@ def save(rows: Sequence[Row], folder: Path) -> list[str]:
     return missed
 
 
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """By model, as they are listed here."""
+    return sorted(rows, key=lambda row: list(MODELS).index(row.model))
+
+
+def earlier_rows(asked: argparse.Namespace) -> list[Row]:
+    """Rows of the models that are not asked for, from the results that are there already.
+
+    Raises:
+        ValueError: they come from other conditions, and one table cannot hold both.
+    """
+    file = asked.output / "planned.json"
+    if not file.exists():
+        return []
+    data = json.loads(file.read_text())
+    for key, value in environment().items():
+        if key != "date" and data["environment"].get(key) != value:
+            was = data["environment"].get(key)
+            raise ValueError(f"{file} was made with {key} {was}, not {value}")
+    return [Row(**row) for row in data["rows"] if row["model"] not in asked.models]
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--shares", nargs="*", type=float, help="of the default's step")
     parser.add_argument("--quick", action="store_true", help="one model, one budget")
+    parser.add_argument("--add", action="store_true", help="keep other models' earlier rows")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args(arguments)
     asked.models = asked.models or (["llama"] if asked.quick else list(MODELS))
@@ -256,12 +282,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse(arguments)
-    rows: list[Row] = []
-    missed: list[str] = []
+    own: list[Row] = []
     with quiet_transformers():
         for name in asked.models:
-            rows += measure(name, asked.shares)
-            missed = save(rows, asked.output)  # now: what was measured stays if a later model fails
+            own += measure(name, asked.shares)
+            # Now: what was measured stays if a later model fails.
+            rows = in_order([*own, *(earlier_rows(asked) if asked.add else [])])
+            missed = save(rows, asked.output)
     print_results("planned", [table_row(row) for row in rows], missed)
     return 1 if missed else 0
 
