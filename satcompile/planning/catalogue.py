@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -264,7 +265,16 @@ def _with_adapters(model: torch.nn.Module, train: str) -> torch.nn.Module:
     except ImportError:
         raise OptionError("train='lora' needs the package peft: pip install peft.") from None
     adapters = peft.LoraConfig(r=_LORA_RANK, target_modules="all-linear", init_lora_weights=False)
-    return peft.get_peft_model(model, adapters)
+    with _left_where_made():
+        return peft.get_peft_model(model, adapters)
+
+
+@contextlib.contextmanager
+def _left_where_made() -> Iterator[None]:
+    """peft moves each adapter to the device and dtype of its layer, where fake ones are already; a
+    fake parameter cannot be moved in place."""
+    with mock.patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
+        yield
 
 
 @contextlib.contextmanager
