@@ -131,9 +131,7 @@ def test_gradients_that_the_backward_consumes_are_counted_as_the_backend_counts_
     optimizer = ADAMW(model.parameters())
     returned = satcompile.plan(model, memory_budget="60% of default", **inputs)
     assert returned.budget_bytes is not None
-    made = satcompile.plan(
-        model, memory_budget=returned.budget_bytes, in_backward=True, **inputs
-    )
+    made = satcompile.plan(model, memory_budget=returned.budget_bytes, in_backward=True, **inputs)
     satcompile.fuse_optimizer(optimizer, in_backward=True)
     backend = decided(model, inputs, returned.budget_bytes)
     assert backend.attempt.consumed
