@@ -8,6 +8,7 @@ import difflib
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,10 +165,27 @@ def from_config(path: Path, request: Request) -> Step:
         )
     config_class = type(transformers.AutoConfig.for_model(kind))
     _refuse_misspelled(path, settings, config_class().to_dict())
-    config = config_class(**settings)
+    with _said_of(str(path), "describes no model"):
+        config = config_class(**settings)
     model = _class_for(path, transformers, config)
     sequence = None if "Image" in model.__name__ else request.sequence or _sequence_of(config)
-    return _step(f"{path.name} ({model.__name__})", model, config, request, sequence)
+    _ = _dtype(request.dtype)
+    with _said_of(str(path), "describes no model that can be built"):
+        return _step(f"{path.name} ({model.__name__})", model, config, request, sequence)
+
+
+@contextlib.contextmanager
+def _said_of(what: str, wrong: str) -> Iterator[None]:
+    """Whatever somebody else's code raises becomes an answer that names what was asked for."""
+    try:
+        yield
+    except OptionError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise OptionError(
+            f"{what} {wrong}: {type(error).__name__}: {' '.join(lines) or 'nothing more is said'}"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -185,7 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _refuse_misspelled(path: Path, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """transformers keeps keys that it does not know, and builds another model than was meant."""
     for key in settings:
-        close = difflib.get_close_matches(key, [k for k in known if k not in settings], 1, 0.8)
+        close = difflib.get_close_matches(key, list(known), 1, 0.8)
         if key not in known and close:
             raise OptionError(
                 f"{path}: the configuration has no {key!r}. Did you mean {close[0]!r}? transformers "
@@ -217,7 +235,9 @@ def _step(title: str, model: Any, config: Any, request: Request, sequence: int |
 
     dtype = _dtype(request.dtype)
     config.use_cache = False
-    with fake_tensors():
+    # Their warnings are for who trains: deprecated names, layouts that adapters find out.
+    with fake_tensors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         with no_init_weights(), _made_in(dtype):
             made = model(config).train()
         made.tie_weights()  # which no_init_weights skips
@@ -301,7 +321,7 @@ def _from_function(what: str) -> Step:
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise OptionError(
             f"{what!r}: the module {module_name!r} cannot be imported ({error}). It is looked for "
             "in the present folder and where Python looks."
@@ -314,7 +334,8 @@ def _from_function(what: str) -> Step:
         raise OptionError(
             f"{what!r}: {module_name} has no function {function_name!r}. {_nearest(function_name, own)}"
         )
-    with fake_tensors():
+    takes_nothing = "failed (it is called with nothing, on fake tensors, which have no values)"
+    with fake_tensors(), _said_of(repr(what), takes_nothing):
         returned = function()
     if not (isinstance(returned, tuple) and len(returned) == 2 and callable(returned[0])):
         raise OptionError(
