@@ -19,6 +19,7 @@ import torch
 
 from satcompile.capture import fake_tensors
 from satcompile.errors import OptionError
+from satcompile.planning.published import PUBLISHED
 
 _LORA_RANK = 16
 _DTYPES = {
@@ -55,73 +56,9 @@ class Request:
     train: str = "full"
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A published configuration: the class's defaults with some settings changed."""
-
-    title: str
-    model: str  # of transformers
-    config: str
-    settings: Mapping[str, Any]
-    sequence: int | None = None  # None for images
-
-
-def _gpt2(title: str, width: int, layers: int, heads: int) -> _Known:
-    settings = {"n_embd": width, "n_layer": layers, "n_head": heads}
-    return _Known(title, "GPT2LMHeadModel", "GPT2Config", settings, 1024)
-
-
-def _llama(title: str, width: int, layers: int, heads: int, inner: int, **more: Any) -> _Known:
-    settings = {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": inner, **more,
-    }  # fmt: skip
-    return _Known(title, "LlamaForCausalLM", "LlamaConfig", settings, 4096)
-
-
-def _bert(title: str, width: int, layers: int, heads: int) -> _Known:
-    settings = {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-    }  # fmt: skip
-    return _Known(title, "BertForMaskedLM", "BertConfig", settings, 512)
-
-
-def _vit(title: str, width: int, layers: int, heads: int) -> _Known:
-    settings = {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": 4 * width, "num_labels": 1000,
-    }  # fmt: skip
-    return _Known(title, "ViTForImageClassification", "ViTConfig", settings)
-
-
-def _resnet(title: str, depths: list[int]) -> _Known:
-    settings = {"depths": depths, "num_labels": 1000}
-    return _Known(title, "ResNetForImageClassification", "ResNetConfig", settings)
-
-
-_KNOWN = {
-    "gpt2": _gpt2("GPT-2, 124M", 768, 12, 12),
-    "gpt2-medium": _gpt2("GPT-2 medium, 355M", 1024, 24, 16),
-    "gpt2-large": _gpt2("GPT-2 large, 774M", 1280, 36, 20),
-    "gpt2-xl": _gpt2("GPT-2 XL, 1.5B", 1600, 48, 25),
-    "llama-7b": _llama("Llama 7B", 4096, 32, 32, 11008),
-    "llama-13b": _llama("Llama 13B", 5120, 40, 40, 13824),
-    "llama-3-8b": _llama(
-        "Llama 3 8B", 4096, 32, 32, 14336, num_key_value_heads=8, vocab_size=128256
-    ),
-    "bert-base": _bert("BERT base", 768, 12, 12),
-    "bert-large": _bert("BERT large", 1024, 24, 16),
-    "resnet-50": _resnet("ResNet-50", [3, 4, 6, 3]),
-    "resnet-152": _resnet("ResNet-152", [3, 8, 36, 3]),
-    "vit-b": _vit("ViT-B/16", 768, 12, 12),
-    "vit-l": _vit("ViT-L/16", 1024, 24, 16),
-}
-
-
 def names() -> tuple[str, ...]:
     """Of the models that are known by name."""
-    return tuple(_KNOWN)
+    return tuple(PUBLISHED)
 
 
 def build(what: str, request: Request) -> Step:
@@ -135,13 +72,13 @@ def build(what: str, request: Request) -> Step:
     """
     if ":" in what:
         return _from_function(what)
-    if what not in _KNOWN:
+    if what not in PUBLISHED:
         raise OptionError(
-            f"There is no model called {what!r}. {_nearest(what, _KNOWN)}Models: "
-            f"{', '.join(_KNOWN)}; your own: module:function, which returns the model and its "
+            f"There is no model called {what!r}. {_nearest(what, PUBLISHED)}Models: "
+            f"{', '.join(PUBLISHED)}; your own: module:function, which returns the model and its "
             "inputs, or --config with a configuration of transformers."
         )
-    known, transformers = _KNOWN[what], _transformers()
+    known, transformers = PUBLISHED[what], _transformers()
     config = getattr(transformers, known.config)(**known.settings)
     sequence = request.sequence or known.sequence
     return _step(known.title, getattr(transformers, known.model), config, request, sequence)

@@ -8,6 +8,7 @@ So for a GPU attention is traced without its dropout, whose random seed weighs n
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,15 +85,26 @@ def _refusals_in_our_words(fn: Callable[..., Any]) -> Any:
         yield
     except torch._dynamo.exc.Unsupported as error:
         raise UnsupportedError(
-            f"{_name(fn)} cannot be planned as one graph: {_first_line(error)}. A plan is made for "
+            f"{_name(fn)} cannot be planned as one graph: {_said_by_dynamo(error)}. A plan is made for "
             "one graph of forward and backward: take out what breaks it (torch._dynamo.explain "
             "names every place), or plan the parts that are compiled one by one."
         ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UnsupportedError(
-            f"{_name(fn)} cannot be traced: {_first_line(error)}. Call it once without planning: "
+            f"{_name(fn)} cannot be traced: {_said_by_dynamo(error)}. Call it once without planning: "
             "what fails there fails here."
         ) from error
+
+
+def _said_by_dynamo(error: BaseException) -> str:
+    """Its first line says what kind of trouble it is; what was raised, and where, stand below."""
+    text = str(error)
+    raised = re.search(r": got (\w+\(.*\))$", text, re.MULTILINE) or re.search(
+        r"context: raised exception (.+)$", text, re.MULTILINE
+    )
+    places = re.findall(r'File "(.+)", line (\d+), in ', text.partition("from user code:")[2])
+    said = _first_line(error) + (f", {raised[1]}" if raised else "")
+    return f"{said} ({places[-1][0]}, line {places[-1][1]})" if places else said
 
 
 def _name(fn: Callable[..., Any]) -> str:

@@ -109,9 +109,9 @@ def test_a_configuration_is_the_model_that_it_describes(tmp_path: Path) -> None:
         ({"hidden_size": 32}, ("model_type is None", '"model_type": "llama"')),
         ("{", ("is not JSON", "line 1")),
         ("[1, 2]", ("no object",)),
-        (TINY | {"num_attention_heads": 5}, ("num_attention_heads", "5")),
+        (TINY | {"num_attention_heads": 5}, ("attention heads (5)",)),
         (TINY | {"hidden_size": "wide"}, ("hidden_size",)),
-        ({"model_type": "clip"}, ("module:function",)),
+        ({"model_type": "encodec"}, ("module:function",)),
     ],
 )
 def test_a_wrong_configuration_is_named_with_what_is_wrong(

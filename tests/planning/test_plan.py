@@ -166,7 +166,7 @@ def test_frozen_parameters_have_no_gradients_and_no_optimizer_state() -> None:
     [
         ("adamw", torch.optim.AdamW),
         ("SGD", torch.optim.SGD),
-        ("adafactor", torch.optim.Adafactor),
+        ("rmsprop", torch.optim.RMSprop),
         (None, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)),
     ],
 )
@@ -264,7 +264,8 @@ def test_on_a_gpu_attention_with_dropout_saves_no_scores() -> None:
         return {tuple(node.meta["val"].shape) for node in saved}
 
     def are_scores(shape: tuple[int, ...]) -> bool:
-        return shape[-2:] == (31, 31) and len(shape) > 2
+        # Of each head: the mask, which is one for all heads, is an input of attention everywhere.
+        return shape[-2:] == (31, 31) and shape[:-2] != (BATCH, 1) and len(shape) > 2
 
     assert any(are_scores(shape) for shape in saved_shapes("cpu"))
     assert not any(are_scores(shape) for shape in saved_shapes("h200"))
@@ -340,7 +341,8 @@ def test_a_model_that_raises_is_told_with_what_it_raised() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5))
     with pytest.raises(UnsupportedError, match="Sequential cannot be") as found:
         satcompile.plan(model, torch.ones(2, 4))
-    assert "Linear" in str(found.value) or "linear" in str(found.value)
+    assert "a and b must have same reduction dim" in str(found.value)
+    assert "linear.py, line" in str(found.value)
     assert "Call it once without planning" in str(found.value)
 
 
@@ -348,7 +350,7 @@ def test_an_exception_of_the_models_own_is_told() -> None:
     def refusing(x: torch.Tensor) -> torch.Tensor:
         raise ValueError("eleven layers are too many")
 
-    with pytest.raises(UnsupportedError, match="eleven layers are too many"):
+    with pytest.raises(UnsupportedError, match=r"eleven layers are too many.*test_plan\.py, line"):
         satcompile.plan(refusing, torch.ones(2, requires_grad=True))
 
 
@@ -363,6 +365,7 @@ def test_a_step_without_gradients_is_told() -> None:
     [
         ({"device": "h20"}, ("'h20'", "Did you mean 'h200'", "cpu")),
         ({"optimizer": "adamv"}, ("'adamv'", "Did you mean", "none")),
+        ({"optimizer": "adafactor"}, ("state of Adafactor cannot be predicted", "'reserve'")),
         ({"optimizer": nn.Linear}, ("class of torch.optim",)),
         ({"memory_budget": "plenty"}, ("'plenty'", "GiB")),
         ({"memory_budget": "auto", "device": "cpu"}, ("memory", "give a memory_budget")),
