@@ -92,7 +92,8 @@ def largest_batch(
         lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
         half = _Fit.of(sizes, there.at_half(), there, within_bytes)
     own = None if default is None else _Fit.of(sizes, plans.default, plans, within_bytes)
-    lowest, half = _larger(own, lowest), _larger(own, half)
+    half = _larger(own, half)
+    lowest = _larger(half, lowest)
     return LargestBatch(
         within_bytes,
         default,
@@ -120,10 +121,10 @@ class _Fit:
 
 
 def _larger(one: _Fit | None, other: _Fit | None) -> _Fit | None:
-    """The first where both are the same."""
+    """Of the same batch, the one that adds less."""
     if one is None or other is None:
         return one or other
-    return other if other.batch > one.batch else one
+    return max(one, other, key=lambda fit: (fit.batch, -fit.added_share))
 
 
 class _Plans:

@@ -116,9 +116,9 @@ def _said_of(what: str, wrong: str) -> Iterator[None]:
     """Whatever somebody else's code raises becomes an answer that names what was asked for."""
     try:
         yield
-    except OptionError:
-        raise
     except Exception as error:
+        if isinstance(error, OptionError):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise OptionError(
             f"{what} {wrong}: {type(error).__name__}: {' '.join(lines) or 'nothing more is said'}"
