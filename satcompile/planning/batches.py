@@ -214,6 +214,8 @@ class _Sizes:
             with planning_for({self._symbolic.symbol: batch}):
                 constant_bytes = self.problem.layout_copies_bytes()
                 resident_bytes = self._residency_of(self._symbolic.capture).total_bytes
+            more_batches = batch - self._symbolic.batch
+            resident_bytes += more_batches * self._symbolic.batched_bytes // self._symbolic.batch
             step = replace(
                 self.problem.step,
                 storage_bytes=[values[expression] for expression in self._expressions],

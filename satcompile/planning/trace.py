@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,14 @@ from torch.utils import _pytree as pytree
 from satcompile.capture import Capture, capture_with_inputs
 from satcompile.cost.device import Device
 from satcompile.errors import UnsupportedError
-from satcompile.torch_compat import SymTypes, fake_mode_of, is_fake, size_expression
+from satcompile.torch_compat import (
+    SymTypes,
+    fake_mode_of,
+    is_fake,
+    is_static_input,
+    size_expression,
+)
+from satcompile.training_graph import storage_bytes
 
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
 _DROPOUT_POSITION = 4  # of its arguments
@@ -33,10 +40,14 @@ class SymbolicStep:
     Attributes:
         capture: of the step.
         symbol: of sympy, the batch size.
+        batch: at which it was traced.
+        batched_bytes: of its inputs at that batch; those keep their sizes when they are captured.
     """
 
     capture: Capture
     symbol: Any
+    batch: int
+    batched_bytes: int
 
 
 def trace(
@@ -62,10 +73,8 @@ def trace_batches(
         return "the inputs' first dimensions differ, so none of them is the batch"
     if min(batches) < 2:
         return "a batch of one is no symbol to torch; give a batch of two or more"
-    for tensor in inputs:
-        torch._dynamo.mark_dynamic(tensor, 0)
     try:
-        with _mode_of((fn, args, kwargs)):
+        with _mode_of((fn, args, kwargs)), _marked_dynamic(inputs):
             found = capture_with_inputs(fn, args, kwargs, _prepare_for(device), dynamic=True)
     except Exception as error:  # anything: a model may do with a size what no symbol can do
         return f"the model fixes its batch size ({_first_line(error)})"
@@ -74,9 +83,35 @@ def trace_batches(
         for value in found.inputs
         if isinstance(value, SymTypes) and size_expression(value).is_Symbol
     }
-    if len(symbols) != 1:
-        return "the model has no single symbol for its batch size"
-    return SymbolicStep(found, symbols.pop())
+    if not symbols:
+        return "the model fixes its batch size (it computes with the number)"
+    if len(symbols) > 1:
+        return "the inputs have more sizes that are symbols than the batch"
+    batch = min(batches)
+    batched_bytes = sum(storage_bytes(v) for v in found.inputs if _is_of_batch(v, batch))
+    return SymbolicStep(found, symbols.pop(), batch, batched_bytes)
+
+
+def _is_of_batch(value: Any, batch: int) -> bool:
+    """Whether a graph's input is one of the call, by the rule of ``measure_residency``."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
+        return False
+    return not is_static_input(value) and value.dim() > 0 and value.shape[0] == batch
+
+
+@contextlib.contextmanager
+def _marked_dynamic(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Marks are attributes of the user's tensors; afterwards there are none that were not there."""
+    before = [dict(vars(tensor)) for tensor in tensors]
+    try:
+        for tensor in tensors:
+            if tensor.dim():
+                torch._dynamo.mark_dynamic(tensor, 0)
+        yield
+    finally:
+        for tensor, attributes in zip(tensors, before, strict=True):
+            for name in vars(tensor).keys() - attributes.keys():
+                delattr(tensor, name)
 
 
 @contextlib.contextmanager
