@@ -4,6 +4,9 @@ Every size in the graph is an expression of the batch. A plan is a choice and tw
 for all batches; so its peak at another batch is a replay with other sizes, and the largest batch is
 found by bisection. The lowest plan is made at the traced batch and again at the one found.
 
+The lowest plan may add many times the forward. So a third batch is found: the largest by a plan that
+adds no more than half the forward, the lowest such plan by bisection of the limit.
+
 Not exact: another plan might be lower at some batch in between. A vocabulary is not taken in chunks
 here, as chunks need sizes that are numbers.
 """
@@ -28,6 +31,11 @@ from satcompile.solver.step import Step, simulate_orders
 from satcompile.torch_compat import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more
+_HALF = 0.5  # of the forward
+# Plans made in search of the one at half the forward, by the graph's operations: of a large graph,
+# each takes tens of seconds.
+_SOLVES = ((1_000, 5), (2_000, 3))
+_SOLVES_OF_LARGE = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class LargestBatch:
         default: the largest batch by torch.compile's own plan; None where not even one sample fits.
         planned: the largest batch for which a plan was found.
         added_share: of the forward's time that this plan adds there.
+        at_half: the largest batch for which a plan was found that adds no more than half the
+            forward's time.
+        at_half_share: of the forward's time that this plan adds.
         peak_of_default: bytes at torch's own plan's peak as an expression of the batch ``b``: the
             resident ones and those saved for the backward.
         why_not: why none of this is known; "" where it is.
@@ -48,6 +59,8 @@ class LargestBatch:
     default: int | None = None
     planned: int | None = None
     added_share: float = 0.0
+    at_half: int | None = None
+    at_half_share: float = 0.0
     peak_of_default: str = ""
     why_not: str = ""
 
@@ -72,33 +85,82 @@ def largest_batch(
     sizes = _Sizes(problem_of(step.capture), step, residency_of)
     plans = _Plans(sizes.problem, options.solver_effort)
     default = sizes.largest(plans.default, within_bytes)
-    lowest = plans.lowest
-    planned = sizes.largest(lowest, within_bytes)
-    if planned is not None:
-        with planning_for({step.symbol: planned}):
-            there = _Plans(problem_of(step.capture), options.solver_effort).lowest
-        other = sizes.largest(there, within_bytes)
-        if other is not None and other > planned:
-            planned, lowest = other, there
-    if default is not None and (planned is None or default >= planned):
-        planned, lowest = default, plans.default
+    lowest, half = _Fit.of(sizes, plans.lowest, plans, within_bytes), None
+    if lowest is not None:
+        with planning_for({step.symbol: lowest.batch}):
+            there = _Plans(problem_of(step.capture), options.solver_effort)
+        lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
+        half = _Fit.of(sizes, there.at_half(), there, within_bytes)
+    own = None if default is None else _Fit.of(sizes, plans.default, plans, within_bytes)
+    half = _larger(own, half)
+    lowest = _larger(half, lowest)
     return LargestBatch(
         within_bytes,
         default,
-        planned,
-        lowest.solution.time_us / max(sizes.problem.forward_time_us, 1e-9) if planned else 0.0,
+        lowest.batch if lowest else None,
+        lowest.added_share if lowest else 0.0,
+        half.batch if half else None,
+        half.added_share if half else 0.0,
         str(sizes.expression_of(plans.default)),
     )
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """The largest batch by one plan, and the share of the forward that the plan adds."""
+
+    batch: int
+    added_share: float
+
+    @classmethod
+    def of(
+        cls, sizes: _Sizes, plan: Candidate | None, plans: _Plans, within_bytes: int
+    ) -> _Fit | None:
+        batch = None if plan is None else sizes.largest(plan, within_bytes)
+        return None if plan is None or batch is None else cls(batch, plans.share_of(plan))
+
+
+def _larger(one: _Fit | None, other: _Fit | None) -> _Fit | None:
+    """Of the same batch, the one that adds less."""
+    if one is None or other is None:
+        return one or other
+    return max(one, other, key=lambda fit: (fit.batch, -fit.added_share))
+
+
 class _Plans:
-    """The two ends of what can be decided for a problem."""
+    """What can be decided for a problem: the two ends, and one plan between them."""
 
     def __init__(self, problem: PlanningProblem, effort: int) -> None:
-        search = budget_search(problem, effort)
+        self._problem, self._search = problem, budget_search(problem, effort)
         own = Recompute(None, effort=effort).run(problem)
-        self.default = search.candidate(own.saved)
-        self.lowest: Candidate = search.floor(self.default.solution.saved_bytes)
+        self.default = self._search.candidate(own.saved)
+        self.lowest: Candidate = self._search.floor(self.default.solution.saved_bytes)
+
+    def share_of(self, plan: Candidate) -> float:
+        """Of the forward's time, that a plan adds."""
+        return plan.solution.time_us / max(self._problem.forward_time_us, 1e-9)
+
+    def at_half(self) -> Candidate | None:
+        """The lowest plan found that adds no more than half the forward's time."""
+        if self.share_of(self.lowest) <= _HALF:
+            return self.lowest
+        best = None
+        low_bytes, high_bytes = self.lowest.profile.peak_bytes, self.default.profile.peak_bytes
+        for _ in range(_solves_for(self._problem)):
+            middle_bytes = (low_bytes + high_bytes) // 2
+            found = self._search.within(middle_bytes, self.default.solution.saved_bytes)
+            if found is not None and self.share_of(found) <= _HALF:
+                best, high_bytes = found, middle_bytes
+            else:
+                low_bytes = middle_bytes
+        return best
+
+
+def _solves_for(problem: PlanningProblem) -> int:
+    for operations, solves in _SOLVES:
+        if len(problem.operations) <= operations:
+            return solves
+    return _SOLVES_OF_LARGE
 
 
 class _Sizes:
@@ -152,6 +214,8 @@ class _Sizes:
             with planning_for({self._symbolic.symbol: batch}):
                 constant_bytes = self.problem.layout_copies_bytes()
                 resident_bytes = self._residency_of(self._symbolic.capture).total_bytes
+            more_batches = batch - self._symbolic.batch
+            resident_bytes += more_batches * self._symbolic.batched_bytes // self._symbolic.batch
             step = replace(
                 self.problem.step,
                 storage_bytes=[values[expression] for expression in self._expressions],

@@ -8,15 +8,18 @@ import difflib
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from satcompile.capture import fake_tensors
 from satcompile.errors import OptionError
+from satcompile.planning.published import PUBLISHED
 
 _LORA_RANK = 16
 _DTYPES = {
@@ -53,73 +56,9 @@ class Request:
     train: str = "full"
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A published configuration: the class's defaults with some settings changed."""
-
-    title: str
-    model: str  # of transformers
-    config: str
-    settings: Mapping[str, Any]
-    sequence: int | None = None  # None for images
-
-
-def _gpt2(title: str, width: int, layers: int, heads: int) -> _Known:
-    settings = {"n_embd": width, "n_layer": layers, "n_head": heads}
-    return _Known(title, "GPT2LMHeadModel", "GPT2Config", settings, 1024)
-
-
-def _llama(title: str, width: int, layers: int, heads: int, inner: int, **more: Any) -> _Known:
-    settings = {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": inner, **more,
-    }  # fmt: skip
-    return _Known(title, "LlamaForCausalLM", "LlamaConfig", settings, 4096)
-
-
-def _bert(title: str, width: int, layers: int, heads: int) -> _Known:
-    settings = {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-    }  # fmt: skip
-    return _Known(title, "BertForMaskedLM", "BertConfig", settings, 512)
-
-
-def _vit(title: str, width: int, layers: int, heads: int) -> _Known:
-    settings = {
-        "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": 4 * width, "num_labels": 1000,
-    }  # fmt: skip
-    return _Known(title, "ViTForImageClassification", "ViTConfig", settings)
-
-
-def _resnet(title: str, depths: list[int]) -> _Known:
-    settings = {"depths": depths, "num_labels": 1000}
-    return _Known(title, "ResNetForImageClassification", "ResNetConfig", settings)
-
-
-_KNOWN = {
-    "gpt2": _gpt2("GPT-2, 124M", 768, 12, 12),
-    "gpt2-medium": _gpt2("GPT-2 medium, 355M", 1024, 24, 16),
-    "gpt2-large": _gpt2("GPT-2 large, 774M", 1280, 36, 20),
-    "gpt2-xl": _gpt2("GPT-2 XL, 1.5B", 1600, 48, 25),
-    "llama-7b": _llama("Llama 7B", 4096, 32, 32, 11008),
-    "llama-13b": _llama("Llama 13B", 5120, 40, 40, 13824),
-    "llama-3-8b": _llama(
-        "Llama 3 8B", 4096, 32, 32, 14336, num_key_value_heads=8, vocab_size=128256
-    ),
-    "bert-base": _bert("BERT base", 768, 12, 12),
-    "bert-large": _bert("BERT large", 1024, 24, 16),
-    "resnet-50": _resnet("ResNet-50", [3, 4, 6, 3]),
-    "resnet-152": _resnet("ResNet-152", [3, 8, 36, 3]),
-    "vit-b": _vit("ViT-B/16", 768, 12, 12),
-    "vit-l": _vit("ViT-L/16", 1024, 24, 16),
-}
-
-
 def names() -> tuple[str, ...]:
     """Of the models that are known by name."""
-    return tuple(_KNOWN)
+    return tuple(PUBLISHED)
 
 
 def build(what: str, request: Request) -> Step:
@@ -133,13 +72,13 @@ def build(what: str, request: Request) -> Step:
     """
     if ":" in what:
         return _from_function(what)
-    if what not in _KNOWN:
+    if what not in PUBLISHED:
         raise OptionError(
-            f"There is no model called {what!r}. {_nearest(what, _KNOWN)}Models: "
-            f"{', '.join(_KNOWN)}; your own: module:function, which returns the model and its "
+            f"There is no model called {what!r}. {_nearest(what, PUBLISHED)}Models: "
+            f"{', '.join(PUBLISHED)}; your own: module:function, which returns the model and its "
             "inputs, or --config with a configuration of transformers."
         )
-    known, transformers = _KNOWN[what], _transformers()
+    known, transformers = PUBLISHED[what], _transformers()
     config = getattr(transformers, known.config)(**known.settings)
     sequence = request.sequence or known.sequence
     return _step(known.title, getattr(transformers, known.model), config, request, sequence)
@@ -163,10 +102,27 @@ def from_config(path: Path, request: Request) -> Step:
         )
     config_class = type(transformers.AutoConfig.for_model(kind))
     _refuse_misspelled(path, settings, config_class().to_dict())
-    config = config_class(**settings)
+    with _said_of(str(path), "describes no model"):
+        config = config_class(**settings)
     model = _class_for(path, transformers, config)
     sequence = None if "Image" in model.__name__ else request.sequence or _sequence_of(config)
-    return _step(f"{path.name} ({model.__name__})", model, config, request, sequence)
+    _ = _dtype(request.dtype)
+    with _said_of(str(path), "describes no model that can be built"):
+        return _step(f"{path.name} ({model.__name__})", model, config, request, sequence)
+
+
+@contextlib.contextmanager
+def _said_of(what: str, wrong: str) -> Iterator[None]:
+    """Whatever somebody else's code raises becomes an answer that names what was asked for."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OptionError):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise OptionError(
+            f"{what} {wrong}: {type(error).__name__}: {' '.join(lines) or 'nothing more is said'}"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -184,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _refuse_misspelled(path: Path, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """transformers keeps keys that it does not know, and builds another model than was meant."""
     for key in settings:
-        close = difflib.get_close_matches(key, [k for k in known if k not in settings], 1, 0.8)
+        close = difflib.get_close_matches(key, list(known), 1, 0.8)
         if key not in known and close:
             raise OptionError(
                 f"{path}: the configuration has no {key!r}. Did you mean {close[0]!r}? transformers "
@@ -216,7 +172,9 @@ def _step(title: str, model: Any, config: Any, request: Request, sequence: int |
 
     dtype = _dtype(request.dtype)
     config.use_cache = False
-    with fake_tensors():
+    # Their warnings are for who trains: deprecated names, layouts that adapters find out.
+    with fake_tensors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         with no_init_weights(), _made_in(dtype):
             made = model(config).train()
         made.tie_weights()  # which no_init_weights skips
@@ -264,7 +222,16 @@ def _with_adapters(model: torch.nn.Module, train: str) -> torch.nn.Module:
     except ImportError:
         raise OptionError("train='lora' needs the package peft: pip install peft.") from None
     adapters = peft.LoraConfig(r=_LORA_RANK, target_modules="all-linear", init_lora_weights=False)
-    return peft.get_peft_model(model, adapters)
+    with _left_where_made():
+        return peft.get_peft_model(model, adapters)
+
+
+@contextlib.contextmanager
+def _left_where_made() -> Iterator[None]:
+    """peft moves each adapter to the device and dtype of its layer, where fake ones are already; a
+    fake parameter cannot be moved in place."""
+    with mock.patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
+        yield
 
 
 @contextlib.contextmanager
@@ -291,7 +258,7 @@ def _from_function(what: str) -> Step:
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise OptionError(
             f"{what!r}: the module {module_name!r} cannot be imported ({error}). It is looked for "
             "in the present folder and where Python looks."
@@ -304,7 +271,8 @@ def _from_function(what: str) -> Step:
         raise OptionError(
             f"{what!r}: {module_name} has no function {function_name!r}. {_nearest(function_name, own)}"
         )
-    with fake_tensors():
+    takes_nothing = "failed (it is called with nothing, on fake tensors, which have no values)"
+    with fake_tensors(), _said_of(repr(what), takes_nothing):
         returned = function()
     if not (isinstance(returned, tuple) and len(returned) == 2 and callable(returned[0])):
         raise OptionError(

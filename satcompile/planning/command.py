@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from satcompile.cost.device import device_named
-from satcompile.errors import SatcompileError
+from satcompile.errors import FileError, SatcompileError
 from satcompile.planning.catalogue import Request, build, from_config
 from satcompile.planning.estimate import Plan, plan
 from satcompile.planning.show import show
-from satcompile.report.files import write_whole
+from satcompile.report.files import ending_of, write_whole
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def _own_words(error: SatcompileError) -> str:
 
 
 def _run(settings: Settings) -> int:
-    device_named(settings.device)  # before a large model is traced for nothing
+    _check_before_tracing(settings)
     tell = Console(stderr=True, highlight=False)
     request = settings.request
     if settings.config is not None:
@@ -79,6 +80,24 @@ def _run(settings: Settings) -> int:
     if settings.report_path is not None:
         made.save(settings.report_path)
     return 0 if made.fits else 1
+
+
+def _check_before_tracing(settings: Settings) -> None:
+    """What would be found wrong only after a large model was traced and planned."""
+    device_named(settings.device)
+    for path in (settings.json_path, settings.html_path):
+        if path is not None:
+            _check_folder(path)
+    if settings.html_path is not None:
+        ending_of(settings.html_path, "a plan")
+
+
+def _check_folder(path: Path) -> None:
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise FileError(
+            f"{str(path)!r} could not be written: {str(path.parent)!r} is no folder that may be "
+            "written to. Choose one that is; nothing was planned."
+        )
 
 
 def _print(title: str, made: Plan) -> None:

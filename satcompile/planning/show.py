@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from satcompile.planning.batches import LargestBatch
 from satcompile.sizes import format_bytes, format_time
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from satcompile.planning.estimate import Plan
 
 _WIDTH = 100
+_MANY_FORWARDS = 2  # from here on a factor reads better than a percentage
 
 
 def render(plan: Plan) -> str:
@@ -65,17 +67,18 @@ def _memory(plan: Plan) -> Table:
     table.add_row("peak of torch.compile", format_bytes(plan.default_peak_bytes), "its own plan")
     table.add_row(
         "floor", format_bytes(plan.floor_bytes),
-        f"the lowest peak of any plan found; none is below {format_bytes(plan.least_peak_bytes)}",
+        f"lowest found; none is below {format_bytes(plan.least_peak_bytes)}",
     )  # fmt: skip
     return table
 
 
 def _decision(plan: Plan) -> Table:
     device = plan.device
-    table = _table("the plan")
+    table = _table(f"the plan for {escape(device.name)}")
     known = format_bytes(device.memory_bytes) if device.memory_bytes else ""
-    note = "" if device.is_validated else "; never compared with measurements on this device"
-    table.add_row("device", device.name, escape(f"{known} ({device.source}){note}".strip()))
+    table.add_row("the device's memory", known, escape(device.source))
+    if not device.is_validated:
+        table.add_row("", "", "no measurement on it was compared yet")
     budget = "none" if plan.budget_bytes is None else format_bytes(plan.budget_bytes)
     reserve = f"{format_bytes(plan.reserve_bytes)} of it kept free" if plan.reserve_bytes else ""
     table.add_row("budget", budget, reserve)
@@ -89,9 +92,9 @@ def _decision(plan: Plan) -> Table:
     )
     table.add_row(
         "time added", format_time(plan.recompute_time_us),
-        f"{added:.1%} of the forward, {plan.recompute_time_us / max(step_us, 1e-9):.1%} of the step; "
-        f"at most {plan.optimality_gap:.2%} of the forward above the best plan",
+        f"{added:.1%} of the forward, {plan.recompute_time_us / max(step_us, 1e-9):.1%} of the step",
     )  # fmt: skip
+    table.add_row("above the best plan", f"{plan.optimality_gap:.2%}", "of the forward, at most")
     return table
 
 
@@ -104,7 +107,7 @@ def _curve(plan: Plan) -> Table:
     for point in plan.curve:
         table.add_row(
             format_bytes(point.peak_bytes),
-            f"{point.peak_bytes / plan.default_peak_bytes:.0%}",
+            f"{point.peak_bytes / plan.default_peak_bytes:.1%}",
             f"{point.time_added_us / max(plan.forward_time_us, 1e-9):.1%}",
             "the plan" if point.is_chosen else "",
         )
@@ -115,13 +118,21 @@ def _batch(found: LargestBatch) -> RenderableType:
     if found.why_not:
         return escape(f"largest batch: not known, {found.why_not}")
     table = _table(f"largest batch within {format_bytes(found.within_bytes)}")
-    table.add_row("torch.compile", _samples(found.default), "")
-    table.add_row(
-        "satcompile", _samples(found.planned),
-        f"adds at most {found.added_share:.0%} to the forward" if found.planned else "",
-    )  # fmt: skip
-    table.add_row("for a batch of b", "", f"{found.peak_of_default} bytes resident and saved")
-    return table
+    table.add_row("torch.compile", _samples(found.default))
+    if found.at_half != found.planned:
+        table.add_row("satcompile", _samples(found.at_half), _price(found.at_half_share))
+        table.add_row("... at its floor", _samples(found.planned), _price(found.added_share))
+    else:
+        table.add_row("satcompile", _samples(found.planned), _price(found.added_share))
+    grows = f"torch.compile, resident and saved at a batch of b: {found.peak_of_default} bytes"
+    return Group(table, Text(grows))
+
+
+def _price(share: float) -> str:
+    """Of a plan, in the forward's time."""
+    if share > _MANY_FORWARDS:
+        return f"adds {share:.1f} times the forward"
+    return f"adds {share:.1%} of the forward" if share else ""
 
 
 def _samples(batch: int | None) -> str:

@@ -8,7 +8,8 @@ So for a GPU attention is traced without its dropout, whose random seed weighs n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,14 @@ from torch.utils import _pytree as pytree
 from satcompile.capture import Capture, capture_with_inputs
 from satcompile.cost.device import Device
 from satcompile.errors import UnsupportedError
-from satcompile.torch_compat import SymTypes, fake_mode_of, is_fake, size_expression
+from satcompile.torch_compat import (
+    SymTypes,
+    fake_mode_of,
+    is_fake,
+    is_static_input,
+    size_expression,
+)
+from satcompile.training_graph import storage_bytes
 
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
 _DROPOUT_POSITION = 4  # of its arguments
@@ -32,10 +40,14 @@ class SymbolicStep:
     Attributes:
         capture: of the step.
         symbol: of sympy, the batch size.
+        batch: at which it was traced.
+        batched_bytes: of its inputs at that batch; those keep their sizes when they are captured.
     """
 
     capture: Capture
     symbol: Any
+    batch: int
+    batched_bytes: int
 
 
 def trace(
@@ -61,10 +73,8 @@ def trace_batches(
         return "the inputs' first dimensions differ, so none of them is the batch"
     if min(batches) < 2:
         return "a batch of one is no symbol to torch; give a batch of two or more"
-    for tensor in inputs:
-        torch._dynamo.mark_dynamic(tensor, 0)
     try:
-        with _mode_of((fn, args, kwargs)):
+        with _mode_of((fn, args, kwargs)), _marked_dynamic(inputs):
             found = capture_with_inputs(fn, args, kwargs, _prepare_for(device), dynamic=True)
     except Exception as error:  # anything: a model may do with a size what no symbol can do
         return f"the model fixes its batch size ({_first_line(error)})"
@@ -73,9 +83,35 @@ def trace_batches(
         for value in found.inputs
         if isinstance(value, SymTypes) and size_expression(value).is_Symbol
     }
-    if len(symbols) != 1:
-        return "the model has no single symbol for its batch size"
-    return SymbolicStep(found, symbols.pop())
+    if not symbols:
+        return "the model fixes its batch size (it computes with the number)"
+    if len(symbols) > 1:
+        return "the inputs have more sizes that are symbols than the batch"
+    batch = min(batches)
+    batched_bytes = sum(storage_bytes(v) for v in found.inputs if _is_of_batch(v, batch))
+    return SymbolicStep(found, symbols.pop(), batch, batched_bytes)
+
+
+def _is_of_batch(value: Any, batch: int) -> bool:
+    """Whether a graph's input is one of the call, by the rule of ``measure_residency``."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
+        return False
+    return not is_static_input(value) and value.dim() > 0 and value.shape[0] == batch
+
+
+@contextlib.contextmanager
+def _marked_dynamic(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Marks are attributes of the user's tensors; afterwards there are none that were not there."""
+    before = [dict(vars(tensor)) for tensor in tensors]
+    try:
+        for tensor in tensors:
+            if tensor.dim():
+                torch._dynamo.mark_dynamic(tensor, 0)
+        yield
+    finally:
+        for tensor, attributes in zip(tensors, before, strict=True):
+            for name in vars(tensor).keys() - attributes.keys():
+                delattr(tensor, name)
 
 
 @contextlib.contextmanager
@@ -84,15 +120,26 @@ def _refusals_in_our_words(fn: Callable[..., Any]) -> Any:
         yield
     except torch._dynamo.exc.Unsupported as error:
         raise UnsupportedError(
-            f"{_name(fn)} cannot be planned as one graph: {_first_line(error)}. A plan is made for "
+            f"{_name(fn)} cannot be planned as one graph: {_said_by_dynamo(error)}. A plan is made for "
             "one graph of forward and backward: take out what breaks it (torch._dynamo.explain "
             "names every place), or plan the parts that are compiled one by one."
         ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UnsupportedError(
-            f"{_name(fn)} cannot be traced: {_first_line(error)}. Call it once without planning: "
+            f"{_name(fn)} cannot be traced: {_said_by_dynamo(error)}. Call it once without planning: "
             "what fails there fails here."
         ) from error
+
+
+def _said_by_dynamo(error: BaseException) -> str:
+    """Its first line says what kind of trouble it is; what was raised, and where, stand below."""
+    text = str(error)
+    raised = re.search(r": got (\w+\(.*\))$", text, re.MULTILINE) or re.search(
+        r"context: raised exception (.+)$", text, re.MULTILINE
+    )
+    places = re.findall(r'File "(.+)", line (\d+), in ', text.partition("from user code:")[2])
+    said = _first_line(error) + (f", {raised[1]}" if raised else "")
+    return f"{said} ({places[-1][0]}, line {places[-1][1]})" if places else said
 
 
 def _name(fn: Callable[..., Any]) -> str:

@@ -1,0 +1,74 @@
+"""What the backend itself decides for a step, seen before any code is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import fx
+
+from satcompile import binding, compilation
+from satcompile.inductor import Attempt
+from satcompile.residency import Residency, measure_residency
+
+
+class _Decided(BaseException):
+    """Ends the compilation; torch wraps every Exception."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__()
+        self.attempt = attempt
+
+
+class _OnlyDecides(Attempt):
+    def partition(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        parts = super().partition(gm, joint_inputs, **kwargs)
+        if self.is_training:
+            raise _Decided(self)
+        return parts
+
+
+@dataclass(frozen=True)
+class BackendStep:
+    """The backend's first attempt at a step, and what it counted as alive before it."""
+
+    attempt: Attempt
+    residency: Residency
+
+    @property
+    def resident(self) -> dict[str, int]:
+        found = replace(self.residency, notes=())
+        return {
+            "parameters": found.parameters,
+            "inputs": found.inputs,
+            "gradients": found.gradients,
+            "optimizer_state": found.optimizer_state,
+        }
+
+
+def decided(model: torch.nn.Module, inputs: Mapping[str, Any], budget_bytes: int) -> BackendStep:
+    """Compile ``model`` with ``backend="sat"`` and call it, up to its first plan."""
+    counted: list[Residency] = []
+
+    def count(*args: Any) -> Residency:
+        counted.append(measure_residency(*args))
+        return counted[-1]
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
+    with (
+        mock.patch.object(compilation, "Attempt", _OnlyDecides),
+        mock.patch.object(binding, "measure_residency", count),
+    ):
+        try:
+            compiled(**inputs)
+        except _Decided as found:
+            return BackendStep(found.attempt, counted[0])
+        finally:
+            torch.compiler.reset()
+    raise AssertionError("the backend planned no training step")
