@@ -85,11 +85,11 @@ def _run(settings: Settings) -> int:
 def _check_before_tracing(settings: Settings) -> None:
     """What would be found wrong only after a large model was traced and planned."""
     device_named(settings.device)
-    for path in (settings.json_path, settings.html_path):
+    for path in (settings.json_path, settings.report_path):
         if path is not None:
             _check_folder(path)
-    if settings.html_path is not None:
-        ending_of(settings.html_path, "a plan")
+    if settings.report_path is not None:
+        ending_of(settings.report_path, "a plan")
 
 
 def _check_folder(path: Path) -> None:

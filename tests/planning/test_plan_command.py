@@ -77,7 +77,7 @@ def test_a_budget_below_the_floor_ends_with_1_and_says_what_helps(
 
 def test_figures_and_page_are_written(in_folder: Path) -> None:
     code = plan(
-        "my_steps:step", "--budget", "2MiB", "--json", "plan.json", "--html", "plan.html",
+        "my_steps:step", "--budget", "2MiB", "--json", "plan.json", "--report", "plan.html",
         "--device", "rtx4090", "--optimizer", "sgd",
     )  # fmt: skip
     assert code == 0
@@ -89,7 +89,7 @@ def test_figures_and_page_are_written(in_folder: Path) -> None:
     assert "<html" in (in_folder / "plan.html").read_text()
 
 
-@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("option", ["--json", "--report"])
 def test_a_file_that_cannot_be_written_is_known_before_anything_is_planned(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
