@@ -19,8 +19,9 @@ from satcompile.torch_compat import default_saved_values
 
 log = logging.getLogger("satcompile")
 
-_LIMITS, _LIMITS_OF_LARGE = 8, 4  # between the two ends
-_LARGE = 2_000  # operations; a limit then takes tens of seconds
+# Between the two ends, by the graph's operations: of a large graph, each takes tens of seconds.
+_LIMITS = ((2_000, 8), (4_000, 4))
+_LIMITS_OF_LARGE = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def curve(
         search: of this problem, to be used again; a new one otherwise.
         more_us: time that this form of the graph takes beyond another that it is compared with,
             added to every point.
-        limits: between the lowest peak and the default's; 8 or, for large graphs, 4 otherwise.
+        limits: between the lowest peak and the default's; 8, or fewer for large graphs, otherwise.
     """
     search = search or budget_search(problem, effort)
     default = search.candidate(problem.storages_of(_default_saved(problem, chosen)))
@@ -116,7 +117,10 @@ def _default_saved(problem: PlanningProblem, chosen: RetentionPlan | None) -> Se
 
 
 def _limits_for(problem: PlanningProblem) -> int:
-    return _LIMITS_OF_LARGE if len(problem.operations) > _LARGE else _LIMITS
+    for operations, limits in _LIMITS:
+        if len(problem.operations) <= operations:
+            return limits
+    return _LIMITS_OF_LARGE
 
 
 def _point(candidate: Candidate, limit_bytes: int) -> CurvePoint:

@@ -2,7 +2,8 @@
 
 Every size in the graph is an expression of the batch. A plan is a choice and two orders, which hold
 for all batches; so its peak at another batch is a replay with other sizes, and the largest batch is
-found by bisection. The lowest plan is made at the traced batch and again at the one found.
+found by bisection. The lowest plan is made at the traced batch and, of graphs that are not large,
+again at the one found.
 
 The lowest plan may add many times the forward. So a third batch is found: the largest by a plan that
 adds no more than half the forward, the lowest such plan by bisection of the limit.
@@ -36,6 +37,7 @@ _HALF = 0.5  # of the forward
 # each takes tens of seconds.
 _SOLVES = ((1_000, 5), (2_000, 3))
 _SOLVES_OF_LARGE = 2
+_LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ def largest_batch(
     default = sizes.largest(plans.default, within_bytes)
     lowest, half = _Fit.of(sizes, plans.lowest, plans, within_bytes), None
     if lowest is not None:
-        with planning_for({step.symbol: lowest.batch}):
-            there = _Plans(problem_of(step.capture), options.solver_effort)
-        lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
+        there = plans
+        if len(sizes.problem.operations) <= _LARGE:
+            with planning_for({step.symbol: lowest.batch}):
+                there = _Plans(problem_of(step.capture), options.solver_effort)
+            lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
         half = _Fit.of(sizes, there.at_half(), there, within_bytes)
     own = None if default is None else _Fit.of(sizes, plans.default, plans, within_bytes)
     half = _larger(own, half)
