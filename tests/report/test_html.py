@@ -18,6 +18,7 @@ from satcompile.report.data import GraphReport, PassRow, Report
 from satcompile.report.page import diff_lines
 from satcompile.report.sparsity import DenseRow, SavedSparsity, TiledRow
 from satcompile.report.timeline import Allocation, Timeline
+from satcompile.report.updates import SavedUpdates, UpdateRow
 from tests.report.browser import PHONE, Browser, chromium, opened
 from tests.report.test_report import GIB, MIB, graph, value
 
@@ -69,6 +70,14 @@ def sparsity() -> SavedSparsity:
     return SavedSparsity(10, 500, 0.25, 6e9, 0.25, rows, [DenseRow(EVIL, (8,), "a vector")])
 
 
+def updates() -> SavedUpdates:
+    rows = [
+        UpdateRow("h.0.mlp.weight", (256, 256), MIB, "AdamW", True, ""),
+        UpdateRow(f"{EVIL}.bias", (256,), 1024, "AdamW", False, "a hook is to see it"),
+    ]
+    return SavedUpdates(True, MIB, 1024, 0, rows)
+
+
 def full_graph(name: str = "forward [0/0]", **changed) -> GraphReport:
     points = [CurvePoint(GIB, GIB, 90.0), CurvePoint(2 * GIB, 2 * GIB - MIB, 30.0, True)]
     fields = {
@@ -80,6 +89,7 @@ def full_graph(name: str = "forward [0/0]", **changed) -> GraphReport:
         "passes": [PassRow("partition", 1.0, "two graphs", Change()), PassRow("verify", 1.0, "ok")],
         "notes": ["a note"],
         "sparsity": sparsity(),
+        "_updates": updates(),
         "_curve": points,
         "_timeline": line(40, "ours"),
         "_default_timeline": line(60, "theirs", EVIL, 2 * MIB),
@@ -95,6 +105,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # -- the file ----------------------------------------------------------------------------------
+
+
+def test_updates_say_who_applies_what_and_why(page):
+    text = page.read_text()
+    assert "gradients of 1.00 MiB are applied as they appear" in text
+    assert "<td>in the backward</td>" in text
+    assert "by step(): a hook is to see it" in text
 
 
 def test_one_file_carries_everything_and_asks_for_nothing(page):
@@ -181,7 +198,7 @@ def test_every_part_is_there_and_the_console_is_silent(browser, page):
     assert browser.texts("h2") == ["Graph forward [0/0]", f"Graph {EVIL}"]
     parts = [
         "Memory over the step", "Memory against time", "Predicted against measured",
-        "Decisions by layer", "Passes", "Sparsity per parameter",
+        "Decisions by layer", "Passes", "Fused updates", "Sparsity per parameter",
     ]  # fmt: skip
     assert browser.texts("#graph-0 h3") == parts
     assert browser.texts("#graph-1 h3") == parts[:-1]
