@@ -2,8 +2,8 @@
 
 Every size in the graph is an expression of the batch. A plan is a choice and two orders, which hold
 for all batches; so its peak at another batch is a replay with other sizes, and the largest batch is
-found by bisection. The lowest plan is made at the traced batch and, of graphs that are not large,
-again at the one found.
+found by bisection. The lowest plan is made at the traced batch and again at the one found; of large
+graphs, which take long, only where a plan of checkpoints alone finds room.
 
 The lowest plan may add many times the forward. So a third batch is found: the largest by a plan that
 adds no more than half the forward, the lowest such plan by bisection of the limit.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -36,8 +37,9 @@ _HALF = 0.5  # of the forward
 # Plans made in search of the one at half the forward, by the graph's operations: of a large graph,
 # each takes tens of seconds.
 _SOLVES = ((1_000, 5), (2_000, 3))
-_SOLVES_OF_LARGE = 2
-_LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once
+_SOLVES_OF_LARGE = 1
+_LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once, at a batch that a plan
+# of checkpoints alone has room for
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,15 @@ def largest_batch(
     sizes = _Sizes(problem_of(step.capture), step, residency_of)
     plans = _Plans(sizes.problem, options.solver_effort)
     default = sizes.largest(plans.default, within_bytes)
-    lowest, half = _Fit.of(sizes, plans.lowest, plans, within_bytes), None
+    is_large = len(sizes.problem.operations) > _LARGE
+    first = plans.checkpointed() if is_large else plans.lowest
+    lowest, half = _Fit.of(sizes, first, plans, within_bytes), None
+    if lowest is None and is_large:
+        lowest = _Fit.of(sizes, plans.lowest, plans, within_bytes)
     if lowest is not None:
-        there = plans
-        if len(sizes.problem.operations) <= _LARGE:
-            with planning_for({step.symbol: lowest.batch}):
-                there = _Plans(problem_of(step.capture), options.solver_effort)
-            lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
+        with planning_for({step.symbol: lowest.batch}):
+            there = _Plans(problem_of(step.capture), options.solver_effort)
+        lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
         half = _Fit.of(sizes, there.at_half(), there, within_bytes)
     own = None if default is None else _Fit.of(sizes, plans.default, plans, within_bytes)
     half = _larger(own, half)
@@ -138,7 +142,14 @@ class _Plans:
         self._problem, self._search = problem, budget_search(problem, effort)
         own = Recompute(None, effort=effort).run(problem)
         self.default = self._search.candidate(own.saved)
-        self.lowest: Candidate = self._search.floor(self.default.solution.saved_bytes)
+
+    @cached_property
+    def lowest(self) -> Candidate:
+        return self._search.floor(self.default.solution.saved_bytes)
+
+    def checkpointed(self) -> Candidate | None:
+        """A low plan that is quickly made."""
+        return self._search.checkpointed()
 
     def share_of(self, plan: Candidate) -> float:
         """Of the forward's time, that a plan adds."""

@@ -145,6 +145,12 @@ class BudgetSearch:
         profile = simulate_orders(self.step, forward, backward, saved)
         return Candidate(saved, solution, profile, forward, backward)
 
+    def checkpointed(self) -> Candidate | None:
+        """The plan that saves the boundaries of many segments and nothing else, made without a
+        search; None where something can be neither saved nor computed again."""
+        saved = self._spine.with_unrepeatable(self._checkpoints[-1])
+        return None if saved is None else self.candidate(saved)
+
     def room_at_boundary(self, peak_limit_bytes: int) -> int:
         """Most bytes that any plan within the limit can save: what is free where all are alive."""
         sizes = self.step.storage_bytes

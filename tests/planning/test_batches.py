@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import satcompile
+from satcompile.planning import batches
 from satcompile.planning.batches import LargestBatch
 from satcompile.planning.catalogue import LossOnly
 from tests.zoo import HIDDEN, TOKENS, VOCABULARY, llama, resnet
@@ -152,3 +153,14 @@ def test_asking_leaves_no_marks_on_the_inputs() -> None:
 
 def test_sizes_of_the_model_do_not_stand_for_the_batch() -> None:
     assert {HIDDEN, TOKENS, VOCABULARY}.isdisjoint({3, 9, 16})
+
+
+def test_large_graphs_are_planned_at_the_batch_that_checkpoints_find(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_LARGE", 0)
+    found = asked.at(4, asked.budget_bytes).largest_batch
+    assert found.default == asked.found.default
+    assert asked.found.planned is not None and found.planned is not None
+    assert found.planned >= 0.9 * asked.found.planned
+    assert asked.at(found.planned).floor_bytes <= 1.01 * asked.budget_bytes
