@@ -21,7 +21,7 @@ log = logging.getLogger("satcompile")
 
 # Between the two ends, by the graph's operations: of a large graph, each takes tens of seconds.
 _LIMITS = ((2_000, 8), (4_000, 4))
-_LIMITS_OF_LARGE = 2
+_LIMITS_OF_LARGE = 1
 
 
 @dataclass(frozen=True)
