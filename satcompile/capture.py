@@ -91,8 +91,7 @@ def capture_with_inputs(
         fn, args, kwargs: as for ``capture``.
         prepare: changes Dynamo's graph before it is differentiated.
         dynamic: whether sizes that ``mark_dynamic`` marked become symbols. (Without, captures of
-            one model at two batch sizes are two graphs, and Dynamo's memory of sizes that varied,
-            which later compilations of the model see, stays clean.)
+            one model at two batch sizes are two graphs.)
     """
     given: list[Any] = []
 
@@ -106,7 +105,9 @@ def capture_with_inputs(
         fn, backend=backend, fullgraph=True, dynamic=None if dynamic else False
     )
     try:
-        compiled(*args, **kwargs)
+        # Training that follows, with another batch, must not find that the size has varied.
+        with torch_compat.without_memory_of_sizes():
+            compiled(*args, **kwargs)
     except _Captured as captured:
         return Capture(captured.graph, tuple(given))
     except _NoBackward:

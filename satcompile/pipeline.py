@@ -127,26 +127,27 @@ def run(
     """
     decision = decide(problem, recompute, earlier, may_chunk)
     problem, plan, records = decision.problem, decision.plan, list(decision.passes)
-    before = reference(problem.graph.module)
     started = time.perf_counter()
     parts = partition(problem.graph, plan)
     made = _recorded(started, "partition", _sizes(parts))
     records.append(replace(made, change=_split(problem.graph, parts)))
     started = time.perf_counter()
-    check_partition(before, parts, plan, problem, [r.name for r in records])
+    check_partition(decision.before, parts, plan, problem, [r.name for r in records])
     records.append(_recorded(started, "verify", "every emitted value is one of the joint graph's"))
     return Outcome(problem, decision.whole, decision.chunking_us, plan, parts, tuple(records))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan for a graph that is not split yet; attributes as in ``Outcome``."""
+    """A plan for a graph that is not split yet; attributes as in ``Outcome``, and ``before``, the
+    planned graph as it was."""
 
     problem: PlanningProblem
     whole: PlanningProblem
     chunking_us: float
     plan: RetentionPlan
     passes: tuple[PassRecord, ...]
+    before: Reference
 
 
 def decide(
@@ -161,8 +162,10 @@ def decide(
     plan = _planned(problem, recompute, before, records)
     if may_chunk and not plan.is_default:
         problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
-        chunking_us = 0.0 if problem is whole else problem.step_time_us - whole.step_time_us
-    return Decision(problem, whole, chunking_us, plan, tuple(records))
+    if problem is not whole:
+        chunking_us = problem.step_time_us - whole.step_time_us
+        before = reference(problem.graph.module)
+    return Decision(problem, whole, chunking_us, plan, tuple(records), before)
 
 
 def _planned(

@@ -694,6 +694,21 @@ def fake_tensor_mode(**settings: Any) -> Any:
     return FakeTensorMode(**settings)
 
 
+@contextlib.contextmanager
+def without_memory_of_sizes() -> Iterator[None]:
+    """What Dynamo compiles inside leaves no trace in its memory of sizes, by which it makes those that
+    varied symbols from then on. ``pgo.get_code_state``: 2.11, 2.13."""
+    from torch._dynamo import pgo
+
+    before = copy.deepcopy(dict(pgo.get_code_state()))
+    try:
+        yield
+    finally:
+        state = pgo.get_code_state()
+        state.clear()
+        state.update(before)
+
+
 def new_shape_environment() -> Any:
     """Where sizes that are symbols get their symbols. 2.11, 2.13."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv

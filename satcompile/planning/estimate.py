@@ -18,10 +18,11 @@ from satcompile.compilation import AUTO_MARGIN, first_limits, trained_positions
 from satcompile.cost.device import Device, device_named, device_of
 from satcompile.cost.roofline import CostModel
 from satcompile.curve import CurvePoint, curve
-from satcompile.errors import OptionError
+from satcompile.errors import OptionError, UnsupportedError
 from satcompile.inductor import graph_device
 from satcompile.options import Options
 from satcompile.passes.chunked_loss import ChunkedLoss
+from satcompile.passes.fused_update import FusedUpdate
 from satcompile.passes.recompute import Recompute, budget_search
 from satcompile.planning.batches import LargestBatch, largest_batch
 from satcompile.planning.states import Optimizer, state_bytes
@@ -66,7 +67,7 @@ def plan(
         solver_effort, disable_passes: as for the backend.
 
     Raises:
-        UnsupportedError: the step cannot be captured as one graph.
+        UnsupportedError: the step cannot be captured as one graph, or not with ``in_backward``.
         OptionError: an argument cannot be honoured.
     """
     asked: dict[str, Any] = {
@@ -260,15 +261,10 @@ class _Planner:
         )
 
     def problem(self, capture: Capture) -> PlanningProblem:
-        graph = capture.graph
-        consumed: list[int] = []
-        if self._in_backward and len(graph.primals) == len(capture.inputs):
-            consumed = [
-                slot
-                for slot in trained_positions(capture.inputs)
-                if isinstance(graph.backward_outputs[slot], fx.Node)
-            ]
-        return PlanningProblem(graph, CostModel(self.device), consumed)
+        consumed: Sequence[int] = ()
+        if self._in_backward and FusedUpdate.name not in self.options.disable_passes:
+            consumed = _consumed(capture)
+        return PlanningProblem(capture.graph, CostModel(self.device), consumed)
 
     def search(self, problem: PlanningProblem) -> BudgetSearch:
         if id(problem) not in self._searches:
@@ -350,6 +346,20 @@ def _auto_bytes(device: Device) -> int:
             'bytes, such as "16GiB".'
         )
     return int(device.memory_bytes * (1 - AUTO_MARGIN))
+
+
+def _consumed(capture: Capture) -> list[int]:
+    """Positions of the gradients of parameters, which an update in the backward consumes."""
+    graph = capture.graph
+    if len(graph.primals) != len(capture.inputs):
+        raise UnsupportedError(
+            "in_backward cannot be planned for this step: some of its inputs are tensor subclasses "
+            f"that torch takes apart ({len(capture.inputs)} inputs are {len(graph.primals)} tensors "
+            "of the graph), so it is not known which gradients are those of parameters. Plan "
+            "without in_backward: the plan then holds every gradient, which is an upper bound."
+        )
+    positions = trained_positions(capture.inputs)
+    return [p for p in positions if isinstance(graph.backward_outputs[p], fx.Node)]
 
 
 def _gradients_bytes(graph: TrainingGraph) -> int:

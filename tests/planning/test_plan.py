@@ -151,6 +151,41 @@ def test_consumed_gradients_lower_the_peak_of_a_step_that_they_set() -> None:
 
 
 @pytest.mark.usefixtures("no_other_optimizers")
+def test_without_its_pass_the_update_consumes_no_gradients() -> None:
+    model, x = nn.Linear(256, 256), torch.ones(1, 256)
+    returned = satcompile.plan(model, x, optimizer="sgd")
+    disabled = satcompile.plan(
+        model, x, optimizer="sgd", in_backward=True, disable_passes=["fused_update"]
+    )
+    assert disabled.default_peak_bytes == returned.default_peak_bytes
+
+
+def test_gradients_of_tensor_subclasses_cannot_be_planned_as_consumed() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    model, x = nn.Linear(8, 8), torch.ones(4, 8)
+    model.weight = nn.Parameter(TwoTensor(torch.ones(8, 8), torch.ones(8, 8)))
+    assert satcompile.plan(model, x, optimizer="sgd").predicted_peak_bytes
+    with pytest.raises(UnsupportedError, match="Plan without in_backward"):
+        satcompile.plan(model, x, optimizer="sgd", in_backward=True)
+
+
+def test_a_planned_step_leaves_no_trace_in_what_is_compiled_later() -> None:
+    """Dynamo remembers sizes that varied, and makes them symbols from then on."""
+    sizes: list[list[Any]] = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        sizes.append([value for value in inputs if isinstance(value, torch.SymInt)])
+        return gm
+
+    model = nn.Linear(8, 8)
+    made = satcompile.plan(model, torch.ones(4, 8), optimizer="sgd", memory_budget="1GiB")
+    assert made.largest_batch.planned
+    torch.compile(model, backend=backend)(torch.ones(6, 8))
+    assert sizes == [[]]
+
+
+@pytest.mark.usefixtures("no_other_optimizers")
 def test_frozen_parameters_have_no_gradients_and_no_optimizer_state() -> None:
     model, inputs = built("llama with adapters")
     made = satcompile.plan(model, optimizer=ADAMW, **inputs)
