@@ -35,13 +35,16 @@ class Residency:
         return self.parameters + self.inputs + self.gradients + self.optimizer_state
 
 
-def measure_residency(tensors: Sequence[Any], seen: set[int] | None = None) -> Residency:
+def measure_residency(
+    tensors: Sequence[Any], seen: set[int] | None = None, with_optimizers: bool = True
+) -> Residency:
     """Residency of a graph that is about to be called with ``tensors`` (others are skipped).
 
     Args:
         tensors: the graph's inputs.
         seen: storages that are counted elsewhere, by ``storage_key``; those that are counted
             here are added.
+        with_optimizers: whether the state of optimizers that are alive now counts.
     """
     seen = set() if seen is None else seen
     parameters = inputs = gradients = 0
@@ -57,7 +60,10 @@ def measure_residency(tensors: Sequence[Any], seen: set[int] | None = None) -> R
     for parameter in trained:
         if parameter.grad is not None:
             gradients += _new_bytes(parameter.grad, seen)
-    state, notes = _optimizer_state_bytes([t for t in trained if id(t) not in seen])
+    state = 0
+    notes: tuple[str, ...] = ()
+    if with_optimizers:
+        state, notes = _optimizer_state_bytes([t for t in trained if id(t) not in seen])
     seen.update(map(id, trained))
     return Residency(parameters, inputs, gradients, state, notes)
 

@@ -28,8 +28,9 @@ from satcompile.passes.recompute import Recompute, budget_search
 from satcompile.planning.trace import SymbolicStep
 from satcompile.planning_problem import PlanningProblem
 from satcompile.residency import Residency
+from satcompile.solver.fast_replay import simulate_orders
 from satcompile.solver.search import Candidate
-from satcompile.solver.step import Step, simulate_orders
+from satcompile.solver.step import Step
 from satcompile.torch_compat import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more

@@ -332,7 +332,7 @@ class _Planner:
         return int(asked.share * default_bytes) if asked.share else _auto_bytes(self.device)
 
     def _residency(self, capture: Capture) -> Residency:
-        found = measure_residency(capture.inputs)
+        found = measure_residency(capture.inputs, with_optimizers=self._optimizer is None)
         if self._optimizer is None:
             return found
         trained = [capture.inputs[i] for i in trained_positions(capture.inputs)]

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from satcompile.solver.fast_replay import simulate_orders
 from satcompile.solver.moments import Spine
-from satcompile.solver.step import StepProfile, backward_order, simulate_orders
+from satcompile.solver.step import StepProfile, backward_order
 from satcompile.solver.timing import Timing
 
 

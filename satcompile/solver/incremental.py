@@ -17,14 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from satcompile.solver.jit import compiled
 from satcompile.solver.problem import Problem, loads
 from satcompile.solver.schedule import sequence_of
-
-compiled = numba.njit(cache=True, nogil=True, boundscheck=False)
 
 LENGTH, AGAIN, OVER, CHANGES = 0, 1, 2, 3  # in ``Plan.numbers``
 _MOST_AGAIN = 8  # recomputations of one node

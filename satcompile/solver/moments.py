@@ -32,6 +32,7 @@ import numpy as np
 from scipy import optimize, sparse
 
 from satcompile.solver import two_phase
+from satcompile.solver.fast_replay import loads
 from satcompile.solver.segments import segment_boundaries
 from satcompile.solver.step import (
     Phase,
@@ -41,7 +42,6 @@ from satcompile.solver.step import (
     copies,
     early_forward_order,
     forward_order,
-    loads,
 )
 
 _REACH = 1 / 8  # of the forward's operations: how far ahead of its need a chain is recomputed

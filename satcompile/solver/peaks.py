@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from satcompile.solver.fast_replay import loads
 from satcompile.solver.filling import Orders, orders
 from satcompile.solver.moments import Choice, Model, Moment, Spine, decode
-from satcompile.solver.step import (
-    loads,
-)
 from satcompile.solver.timing import Timing
 
 # Of the excess that a row did not see, how much is held against all choices on top: little at

@@ -22,6 +22,7 @@ from functools import cached_property, partial
 from math import inf
 
 from satcompile.solver import two_phase
+from satcompile.solver.fast_replay import simulate_orders
 from satcompile.solver.filling import Orders, filled, orders
 from satcompile.solver.moments import Spine, redecoded
 from satcompile.solver.nested import Nested, nested_plans
@@ -33,7 +34,6 @@ from satcompile.solver.step import (
     backward_order,
     early_forward_order,
     forward_order,
-    simulate_orders,
 )
 from satcompile.solver.timing import Timing
 

@@ -14,13 +14,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 from satcompile.solver.simulator import Computation, Event, Profile, liveness_events, replay
-
-# Inductor writes a pointwise result to memory, rather than inline it, when it reads more than so
-# many buffers (its realize_acc_reads_threshold), or more than so many and has several readers
-# (its realize_reads_threshold).
-_MOST_READS, _MOST_READS_REUSED = 8, 4
+from satcompile.solver.step_arrays import MOST_READS, MOST_READS_REUSED, StepArrays, step_arrays
 
 
 class Phase(Enum):
@@ -81,6 +78,11 @@ class Step:
     tangents: frozenset[int]
     constant_bytes: int = 0
     consumed: frozenset[int] = frozenset()
+
+    @cached_property
+    def arrays(self) -> StepArrays:
+        """The same for compiled code."""
+        return step_arrays(self)
 
     def makers(self) -> dict[int, int]:
         return {
@@ -361,4 +363,4 @@ def computations(step: Step, made: Copies, written: AbstractSet[Copy]) -> list[C
 def _can_inline(operation: StepOperation, sources: Sequence[Copy], readers: int) -> bool:
     if not operation.fusible or operation.reduces or len(operation.writes) != 1:
         return False
-    return len(sources) <= (_MOST_READS_REUSED if readers > 1 else _MOST_READS)
+    return len(sources) <= (MOST_READS_REUSED if readers > 1 else MOST_READS)

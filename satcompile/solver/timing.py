@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
-from satcompile.solver import two_phase
+import numpy as np
+from numpy.typing import NDArray
+
+from satcompile.solver import fast_replay, two_phase
 from satcompile.solver.step import Copy, Phase, Step, copies
 
 
@@ -41,6 +45,23 @@ class Timing:
                     self._again_us[index] = again_us[index]
 
     def time_us(self, backward: Sequence[int], saved: Iterable[int]) -> float:
+        if fast_replay.is_large(self._step):
+            saved_us = sum(self._save_us.get(storage, 0.0) for storage in sorted(saved))
+            return fast_replay.time_us(self._step, backward, *self._arrays, saved_us)
+        return self.slow_time_us(backward, saved)
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Times of operations, run first and again, and of writes of storages."""
+        operations, storages = len(self._step.operations), len(self._step.storage_bytes)
+        return (
+            np.array([self._first_us.get(i, 0.0) for i in range(operations)]),
+            np.array([self._again_us.get(i, 0.0) for i in range(operations)]),
+            np.array([self._write_us.get(s, 0.0) for s in range(storages)]),
+        )
+
+    def slow_time_us(self, backward: Sequence[int], saved: Iterable[int]) -> float:
+        """The same without compiled code."""
         made = copies(self._step, backward)
         read_unfused: set[Copy] = set()
         for index, read in zip(backward, made.reads, strict=True):
