@@ -1,7 +1,8 @@
 """Memory against time: plans of one graph at limits from the lowest peak to torch's own.
 
 Each point is a plan that the search holds, so the curve is an upper bound of the best one: what
-lies below it may exist, what lies on it does. Peaks are simulated, times the cost model's.
+lies below it may exist, what lies on it does. Peaks are simulated, times the cost model's. Of a
+large graph, the points but for the plan in use are plans that are quickly made.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from satcompile.torch_compat import default_saved_values
 
 log = logging.getLogger("satcompile")
 
-# Between the two ends, by the graph's operations: of a large graph, each takes tens of seconds.
-_LIMITS = ((2_000, 8), (4_000, 4))
-_LIMITS_OF_LARGE = 1
+_LARGE = 2_000  # operations
+_LIMITS, _LIMITS_OF_LARGE = 8, 5  # between the two ends
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,21 @@ def curve(
         search: of this problem, to be used again; a new one otherwise.
         more_us: time that this form of the graph takes beyond another that it is compared with,
             added to every point.
-        limits: between the lowest peak and the default's; 8, or fewer for large graphs, otherwise.
+        limits: between the lowest peak and the default's; 8, or 5 for large graphs, otherwise.
     """
     search = search or budget_search(problem, effort)
     default = search.candidate(problem.storages_of(_default_saved(problem, chosen)))
     most = default.solution.saved_bytes
     lowest = search.floor(most)
-    limits = limits if limits is not None else _limits_for(problem)
+    is_large = len(problem.operations) > _LARGE
+    if limits is None:
+        limits = _LIMITS_OF_LARGE if is_large else _LIMITS
     log.info("planning %d operations at %d other limits", len(problem.operations), limits)
     low, high = lowest.profile.peak_bytes, default.profile.peak_bytes
     found = [_point(lowest, low), _point(default, high)]
     for number in range(1, limits + 1):
         limit_bytes = low + (high - low) * number // (limits + 1)
-        candidate = search.within(limit_bytes, most)
+        candidate = search.within(limit_bytes, most, by_rounds=not is_large)
         if candidate is not None:
             found.append(_point(candidate, limit_bytes))
     if chosen is not None:
@@ -114,13 +116,6 @@ def _default_saved(problem: PlanningProblem, chosen: RetentionPlan | None) -> Se
     if chosen is not None and all(name in by_name for name in chosen.default_saved):
         return [by_name[name] for name in chosen.default_saved]
     return default_saved_values(graph.module, graph.roles, 1)
-
-
-def _limits_for(problem: PlanningProblem) -> int:
-    for operations, limits in _LIMITS:
-        if len(problem.operations) <= operations:
-            return limits
-    return _LIMITS_OF_LARGE
 
 
 def _point(candidate: Candidate, limit_bytes: int) -> CurvePoint:

@@ -35,10 +35,7 @@ from satcompile.torch_compat import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more
 _HALF = 0.5  # of the forward
-# Plans made in search of the one at half the forward, by the graph's operations: of a large graph,
-# each takes tens of seconds.
-_SOLVES = ((1_000, 5), (2_000, 3))
-_SOLVES_OF_LARGE = 1
+_SOLVES = 5  # plans made in search of the one at half the forward
 _LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once, at a batch that a plan
 # of checkpoints alone has room for
 
@@ -162,21 +159,17 @@ class _Plans:
             return self.lowest
         best = None
         low_bytes, high_bytes = self.lowest.profile.peak_bytes, self.default.profile.peak_bytes
-        for _ in range(_solves_for(self._problem)):
+        by_rounds = len(self._problem.operations) <= _LARGE
+        for _ in range(_SOLVES):
             middle_bytes = (low_bytes + high_bytes) // 2
-            found = self._search.within(middle_bytes, self.default.solution.saved_bytes)
+            found = self._search.within(
+                middle_bytes, self.default.solution.saved_bytes, by_rounds=by_rounds
+            )
             if found is not None and self.share_of(found) <= _HALF:
                 best, high_bytes = found, middle_bytes
             else:
                 low_bytes = middle_bytes
         return best
-
-
-def _solves_for(problem: PlanningProblem) -> int:
-    for operations, solves in _SOLVES:
-        if len(problem.operations) <= operations:
-            return solves
-    return _SOLVES_OF_LARGE
 
 
 class _Sizes:

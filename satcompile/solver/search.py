@@ -162,6 +162,7 @@ class BudgetSearch:
         peak_limit_bytes: int,
         default_saved_bytes: int,
         saved_limit_bytes: int | None = None,
+        by_rounds: bool = True,
     ) -> Candidate | None:
         """The least-time plan found whose simulated peak is within the limit, None if none is.
 
@@ -169,6 +170,8 @@ class BudgetSearch:
             peak_limit_bytes: for the whole step.
             default_saved_bytes: scale for the search of the floor.
             saved_limit_bytes: for what is saved, where that is limited for its own sake.
+            by_rounds: whether integer programs with memory bounded at several moments are solved,
+                which takes most of the time for large steps.
         """
         room = self.room_at_boundary(peak_limit_bytes)
         if saved_limit_bytes is not None:
@@ -182,7 +185,8 @@ class BudgetSearch:
         best = self._by_single_moments(peak_limit_bytes, saved_limit_bytes)
         best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, self._checkpoints[:1])
         if best is not None or peak_limit_bytes > _HOPELESS * self._lowest_nested_bytes:
-            best = self._cheaper(best, self._by_moments(peak_limit_bytes, room))
+            if by_rounds:
+                best = self._cheaper(best, self._by_moments(peak_limit_bytes, room))
             if best is None:
                 best = self._by_nesting(peak_limit_bytes)
             more = self._checkpoints[1 : 1 + self._worth_trying(best, bound_us)]
