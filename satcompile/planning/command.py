@@ -18,7 +18,6 @@ from satcompile.planning.estimate import Plan, plan
 from satcompile.planning.show import show
 from satcompile.report.files import ending_of, write_whole
 
-
 # Traced graphs are hundreds of thousands of objects that stay; looking through them for garbage as
 # often as Python does takes a seventh of the command's time.
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000

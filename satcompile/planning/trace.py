@@ -66,13 +66,15 @@ def trace_batches(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], device: Device
 ) -> SymbolicStep | str:
     """The same with the first dimension of every input a symbol, one for all; or, in words, why the
-    model cannot be captured that way."""
-    inputs = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-    batches = {tensor.shape[0] for tensor in inputs if tensor.dim()}
+    model cannot be captured that way. A batch of one, which torch takes for a number, is doubled."""
+    batches = {tensor.shape[0] for tensor in _batched(args, kwargs)}
     if len(batches) != 1:
         return "the inputs' first dimensions differ, so none of them is the batch"
-    if min(batches) < 2:
-        return "a batch of one is no symbol to torch; give a batch of two or more"
+    if batches == {1}:
+        with _mode_of((fn, args, kwargs)):
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _doubled, (args, kwargs))
+    inputs = _batched(args, kwargs)
+    batch = inputs[0].shape[0]
     try:
         with _mode_of((fn, args, kwargs)), _marked_dynamic(inputs):
             found = capture_with_inputs(fn, args, kwargs, _prepare_for(device), dynamic=True)
@@ -87,9 +89,21 @@ def trace_batches(
         return "the model fixes its batch size (it computes with the number)"
     if len(symbols) > 1:
         return "the inputs have more sizes that are symbols than the batch"
-    batch = min(batches)
     batched_bytes = sum(storage_bytes(v) for v in found.inputs if _is_of_batch(v, batch))
     return SymbolicStep(found, symbols.pop(), batch, batched_bytes)
+
+
+def _batched(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Inputs that have a first dimension."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
+
+
+def _doubled(tensor: torch.Tensor) -> torch.Tensor:
+    """Two samples where there was one."""
+    if not tensor.dim():
+        return tensor
+    return torch.cat([tensor.detach()] * 2).requires_grad_(tensor.requires_grad)
 
 
 def _is_of_batch(value: Any, batch: int) -> bool:
@@ -105,8 +119,7 @@ def _marked_dynamic(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     before = [dict(vars(tensor)) for tensor in tensors]
     try:
         for tensor in tensors:
-            if tensor.dim():
-                torch._dynamo.mark_dynamic(tensor, 0)
+            torch._dynamo.mark_dynamic(tensor, 0)
         yield
     finally:
         for tensor, attributes in zip(tensors, before, strict=True):

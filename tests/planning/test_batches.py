@@ -59,6 +59,18 @@ def asked(request: pytest.FixtureRequest) -> Asked:
     return Asked(request.param)
 
 
+def test_from_one_sample_it_is_what_it_is_from_four(asked: Asked) -> None:
+    found = asked.at(1, asked.budget_bytes).largest_batch
+    assert (found.default, found.planned) == (asked.found.default, asked.found.planned)
+
+
+def test_inputs_of_a_single_sample_are_left_as_they_are() -> None:
+    x = torch.ones(1, 8, requires_grad=True)
+    made = satcompile.plan(nn.Linear(8, 8), x, memory_budget="1MiB", optimizer="sgd")
+    assert made.largest_batch.planned
+    assert x.shape == (1, 8) and not vars(x)
+
+
 def test_torchs_own_plan_fits_at_its_largest_batch_and_at_no_larger_one(asked: Asked) -> None:
     default, budget_bytes = asked.found.default, asked.found.within_bytes
     assert default is not None and default > 4
@@ -116,14 +128,15 @@ class Fixed(nn.Module):
         self.linear = nn.Linear(8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x).reshape(4, 2, 4).sum()
+        return self.linear(x.reshape(4, 8)).sum()
 
 
 @pytest.mark.parametrize(
     ("model", "inputs", "words"),
     [
         (Fixed(), (torch.zeros(4, 8),), "fixes its batch size"),
-        (nn.Linear(8, 8), (torch.zeros(1, 8),), "a batch of two or more"),
+        (Fixed(), (torch.zeros(1, 32),), "fixes its batch size"),
+        (nn.Linear(8, 8), (torch.zeros(1, 8),), ""),
         (nn.Bilinear(8, 8, 8), (torch.zeros(4, 8), torch.zeros(4, 8)), ""),
         (
             torch.nn.functional.linear,
