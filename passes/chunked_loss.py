@@ -71,6 +71,7 @@ class ChunkedLoss:
                 break
             looked_at.add(head.name)
             try:
+                self._check_size(head)
                 region = find(changed, head)
                 chunks = self._chunks(changed, region)
                 module = in_chunks(changed.module, region, chunks)
@@ -82,6 +83,14 @@ class ChunkedLoss:
         if changed is graph and not said:
             said.append("no dense product is much larger than its factors")
         return Chunked(None if changed is graph else changed, "; ".join(said))
+
+    def _check_size(self, head: fx.Node) -> None:
+        """Before anything is looked for around it: whether it were large in single precision."""
+        value = head.meta["val"]
+        if not all(isinstance(extent, int) for extent in value.shape):
+            return  # ``find`` refuses symbols, without asking anything of them
+        if value.numel() * max(value.dtype.itemsize, 4) < _MATTERS * self.peak_bytes:
+            raise NotByRows("small beside the peak")
 
     def _chunks(self, graph: TrainingGraph, region: Region) -> list[range]:
         """So many that a chunk's logits are small beside the largest other storage."""

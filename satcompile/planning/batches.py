@@ -34,8 +34,8 @@ from satcompile.solver.step import Step
 from satcompile.torch_compat import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more
-_HALF = 0.5  # of the forward
-_SOLVES = 5  # plans made in search of the one at half the forward
+_HALF, _NEARLY_HALF = 0.5, 0.45  # of the forward
+_SOLVES, _SOLVES_OF_LARGE = 5, 3  # at most, in search of the plan at half the forward
 _LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once, at a batch that a plan
 # of checkpoints alone has room for
 
@@ -159,14 +159,16 @@ class _Plans:
             return self.lowest
         best = None
         low_bytes, high_bytes = self.lowest.profile.peak_bytes, self.default.profile.peak_bytes
-        by_rounds = len(self._problem.operations) <= _LARGE
-        for _ in range(_SOLVES):
+        is_large = len(self._problem.operations) > _LARGE
+        for _ in range(_SOLVES_OF_LARGE if is_large else _SOLVES):
             middle_bytes = (low_bytes + high_bytes) // 2
             found = self._search.within(
-                middle_bytes, self.default.solution.saved_bytes, by_rounds=by_rounds
+                middle_bytes, self.default.solution.saved_bytes, by_rounds=not is_large
             )
             if found is not None and self.share_of(found) <= _HALF:
                 best, high_bytes = found, middle_bytes
+                if self.share_of(found) >= _NEARLY_HALF:
+                    break
             else:
                 low_bytes = middle_bytes
         return best

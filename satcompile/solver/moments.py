@@ -23,7 +23,7 @@ what kernels save by working in place or by not writing inlined results is left 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -496,7 +496,7 @@ def redecoded(spine: Spine, choice: Choice, saved: frozenset[int]) -> list[int]:
 
 
 def recomputed_for(
-    step: Step, makers: dict[int, int], there: set[int], reads: Iterable[int]
+    step: Step, makers: Mapping[int, int], there: set[int], reads: Iterable[int]
 ) -> list[int]:
     """Operations that make what is read and not there, in their order; it then is there."""
     found: set[int] = set()

@@ -10,7 +10,7 @@ storages alone, with one copy each and every recomputation as late as its first 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -84,7 +84,12 @@ class Step:
         """The same for compiled code."""
         return step_arrays(self)
 
-    def makers(self) -> dict[int, int]:
+    def makers(self) -> Mapping[int, int]:
+        """The operation that makes each storage."""
+        return self._makers
+
+    @cached_property
+    def _makers(self) -> dict[int, int]:
         return {
             storage: index
             for index, operation in enumerate(self.operations)
@@ -164,6 +169,10 @@ def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
     placed: set[int] = set()
     for index, operation in enumerate(step.operations):
         if index in wanted and operation.phase is Phase.BACKWARD and index not in placed:
+            if _is_ready(operation.reads, makers, given, placed):
+                placed.add(index)
+                order.append(index)
+                continue
             for needed in sorted(_pending(step, makers, index, given, placed)):
                 placed.add(needed)
                 order.append(needed)
@@ -173,7 +182,9 @@ def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
     return order
 
 
-def _ancestors(step: Step, makers: dict[int, int], targets: set[int], given: set[int]) -> set[int]:
+def _ancestors(
+    step: Step, makers: Mapping[int, int], targets: set[int], given: set[int]
+) -> set[int]:
     found: set[int] = set()
     stack = [makers[t] for t in targets if t in makers and t not in given]
     while stack:
@@ -186,8 +197,14 @@ def _ancestors(step: Step, makers: dict[int, int], targets: set[int], given: set
     return found
 
 
+def _is_ready(
+    reads: Iterable[int], makers: Mapping[int, int], given: set[int], placed: set[int]
+) -> bool:
+    return all(r in given or r not in makers or makers[r] in placed for r in reads)
+
+
 def _pending(
-    step: Step, makers: dict[int, int], index: int, given: set[int], placed: set[int]
+    step: Step, makers: Mapping[int, int], index: int, given: set[int], placed: set[int]
 ) -> set[int]:
     found: set[int] = set()
     stack = [index]
