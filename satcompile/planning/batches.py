@@ -35,7 +35,7 @@ from satcompile.torch_compat import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more
 _HALF, _NEARLY_HALF = 0.5, 0.45  # of the forward
-_SOLVES, _SOLVES_OF_LARGE = 5, 3  # at most, in search of the plan at half the forward
+_SOLVES, _SOLVES_OF_LARGE = 5, 4  # at most, in search of the plan at half the forward
 _LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once, at a batch that a plan
 # of checkpoints alone has room for
 
