@@ -1,4 +1,4 @@
-"""Replays of a step's orders, a hundred times as fast as ``satcompile.solver.step``'s on large graphs.
+"""Replays of a step's orders, some fifty times as fast as ``satcompile.solver.step``'s.
 
 The planner replays thousands of plans. ``simulate_orders``, ``loads`` and ``time_us`` here
 give to the byte, and to the last bit of a time, what their readable forms give, which are used for
