@@ -212,7 +212,8 @@ class BoundGraph:
         room = Room(earlier, later, residency, budget_bytes, self.compilation.options.reserve)
         planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
         if planned is None:
-            planned = self._plan(call, room, example_inputs)
+            with journal.refusals(self.compilation):
+                planned = self._plan(call, room, example_inputs)
         walk = planned.walk_at(self.compilation.symbols, call.sizes)
         share = Share.of(residency, walk) if walk is not None else None
         choice = _Choice(planned, share, frozenset(known - seen))

@@ -97,7 +97,8 @@ class Attempt:
         _edges: of each gradient that is handed over, its position among those of tensors.
         origins: per graph (is it the backward's?) the node behind each buffer of its code.
         graphs: texts of the joint graph as the first pass gets it, and of the forward and the
-            backward as they go to Inductor; where torch writes a trace.
+            backward as they go to Inductor, and of the backward with its updates, where its code
+            was not cached; where torch writes a trace.
     """
 
     options: Options
@@ -383,6 +384,8 @@ class Attempt:
         before = kept(graph_text(graph))
         self.fused_update.run(graph)
         self._update_change = GraphChange(before, kept(graph_text(graph)))
+        assert graph.owning_module is not None
+        self._note_graphs(updated_backward_graph=graph.owning_module)
 
     def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
         """A plan's backward keeps its order, and chunks stay apart in the forward, too; without

@@ -2,15 +2,17 @@
 
 The log ``satcompile`` gets a line at INFO, which ``TORCH_LOGS=satcompile`` shows (with a plus in
 front, passes and rounds at DEBUG, too). Torch's structured trace (``TORCH_TRACE``) gets the report
-and the graphs, as files that tlparse lists under the id of the compilation.
+and the graphs, or why there is no plan, as files that tlparse lists under the id of the compilation.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from satcompile.compilation import Compilation, Planned
+from satcompile.errors import BudgetError
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.terminal import render
 from satcompile.report.trace import step_trace
@@ -18,6 +20,8 @@ from satcompile.sizes import format_bytes
 from satcompile.torch_compat import is_tracing, trace_artifact
 
 log = logging.getLogger("satcompile")
+
+REFUSED = ("budget_bytes", "floor_bytes", "floor_op", "breakdown")  # of the error, in the trace
 
 
 def tell(
@@ -36,6 +40,19 @@ def tell(
         log.info("%s", decision(report))
         if is_traced:
             _trace(report, planned)
+
+
+@contextmanager
+def refusals(compilation: Compilation) -> Iterator[None]:
+    """Say of a budget that no plan keeps what its error says."""
+    try:
+        yield
+    except BudgetError as error:
+        said = {"message": str(error)} | {name: getattr(error, name) for name in REFUSED}
+        with compilation.named():
+            log.info("%s", error)
+            trace_artifact("satcompile_refused", "json", lambda: said)
+        raise
 
 
 def decision(report: GraphReport) -> str:

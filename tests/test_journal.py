@@ -50,6 +50,30 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(log=log, trace=trace)
 
 
+UPDATED = """
+import satcompile
+import torch
+
+model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 64))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+satcompile.fuse_optimizer(optimizer, in_backward=True)
+torch.compile(model, backend="sat")(torch.ones(256, 32)).sum().backward()
+"""
+
+REFUSED = """
+import satcompile
+import torch
+
+model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 64))
+try:
+    torch.compile(model, backend="sat", options={"memory_budget": 1})(torch.ones(256, 32))
+except satcompile.BudgetError:
+    pass
+else:
+    raise SystemExit("a byte was enough")
+"""
+
+
 # -- the log ---------------------------------------------------------------------------------
 
 
@@ -121,6 +145,25 @@ def test_tlparse_shows_the_report(parsed: Path, told: SimpleNamespace) -> None:
     text = artifact(parsed, "report", "txt")
     assert data["name"] in text
     assert data["name"] in told.log
+
+
+def test_tlparse_shows_the_updates(tmp_path: Path) -> None:
+    (tmp_path / "trace").mkdir()
+    run(UPDATED, TORCH_TRACE=str(tmp_path / "trace"), TORCHINDUCTOR_FX_GRAPH_CACHE="0")
+    parsed = tlparse(tmp_path / "trace", tmp_path / "out")
+    assert "satcompile.update_" in artifact(parsed, "updated_backward_graph", "txt")
+    assert "satcompile.update_" not in artifact(parsed, "backward_graph", "txt")
+
+
+def test_a_refused_budget_is_told_in_both(tmp_path: Path) -> None:
+    (tmp_path / "trace").mkdir()
+    log = run(REFUSED, TORCH_LOGS="satcompile", TORCH_TRACE=str(tmp_path / "trace"))
+    (line,) = [line for line in log.splitlines() if "is below the floor of" in line]
+    assert "[0/0]" in line
+    data = json.loads(artifact(tlparse(tmp_path / "trace", tmp_path / "out"), "refused", "json"))
+    assert data["message"] in line
+    assert data["budget_bytes"] == 1 < data["floor_bytes"] == sum(data["breakdown"].values())
+    assert data["floor_op"] in data["message"]
 
 
 def test_tlparse_shows_the_graphs(parsed: Path) -> None:
