@@ -27,7 +27,6 @@ from satcompile.solver.incremental import (
     CHANGES,
     LENGTH,
     OVER,
-    compiled,
     copies_around,
     is_unread,
     latest_again,
@@ -37,6 +36,7 @@ from satcompile.solver.incremental import (
     take_back,
     time_of_changes,
 )
+from satcompile.solver.jit import compiled
 from satcompile.solver.problem import Problem
 from satcompile.solver.residency import Moment
 

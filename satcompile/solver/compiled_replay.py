@@ -1,6 +1,7 @@
 """The loops of ``fast_replay``, compiled; see there.
 
-Arrays are taken out of their tuples once a function, because numba counts references at every use.
+Numba keeps compiled code until this file changes. So who changes the fields of ``StepArrays`` or
+``Ends``, which are read by their positions, changes this file, too. Arrays are taken out of their tuples once a function, because numba counts references at every use.
 """
 
 from __future__ import annotations

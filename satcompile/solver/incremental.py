@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from satcompile.solver.arrays import rows
 from satcompile.solver.jit import compiled
 from satcompile.solver.problem import Problem, loads
 from satcompile.solver.schedule import sequence_of
@@ -74,8 +75,8 @@ def graph_of(problem: Problem, limit_bytes: int) -> Graph:
     for node, inputs in enumerate(problem.inputs):
         for i in inputs:
             readers[i].append(node)
-    input_start, inputs_of = rows(problem.inputs)
-    reader_start, readers_of = rows(readers)
+    input_start, inputs_of = rows(problem.inputs, np.int32)
+    reader_start, readers_of = rows(readers, np.int32)
     sizes = np.array(problem.num_bytes, np.int64)
     return Graph(
         input_start,
@@ -86,13 +87,6 @@ def graph_of(problem: Problem, limit_bytes: int) -> Graph:
         np.array(problem.times),
         limit_bytes,
     )
-
-
-def rows(lists: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Lists of numbers as one array, and where each begins in it."""
-    starts = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum([len(each) for each in lists], out=starts[1:])
-    return starts, np.array([number for each in lists for number in each], np.int32)
 
 
 def empty_plan(problem: Problem) -> Plan:

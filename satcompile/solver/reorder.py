@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from satcompile.solver.incremental import compiled, rows
+from satcompile.solver.arrays import rows
+from satcompile.solver.jit import compiled
 from satcompile.solver.problem import Infeasible, Problem, peak_bytes
 from satcompile.solver.schedule import Schedule
 
@@ -95,12 +96,12 @@ def permuted(problem: Problem, order: list[int]) -> Problem:
 
 def _order(problem: Problem, budget_bytes: int, time_limit_s: float, seed: int) -> list[int]:
     """A topological order with few bytes over the budget."""
-    read_start, reads = rows(problem.inputs)
+    read_start, reads = rows(problem.inputs, np.int32)
     readers: list[list[int]] = [[] for _ in problem.times]
     for node, inputs in enumerate(problem.inputs):
         for i in inputs:
             readers[i].append(node)
-    reader_start, read_by = rows(readers)
+    reader_start, read_by = rows(readers, np.int32)
     sizes = np.array(problem.num_bytes, np.int64)
     order = np.arange(len(problem), dtype=np.int32)
     best, state = order.copy(), np.array([math.inf, math.inf])

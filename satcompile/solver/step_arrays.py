@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from satcompile.solver.arrays import rows
 
 if TYPE_CHECKING:
     from satcompile.solver.step import Step
@@ -41,8 +42,8 @@ class StepArrays(NamedTuple):
 
 def step_arrays(step: Step) -> StepArrays:
     operations = step.operations
-    read_start, reads = _rows([o.reads for o in operations])
-    write_start, writes = _rows([o.writes for o in operations])
+    read_start, reads = rows([o.reads for o in operations], np.int64)
+    write_start, writes = rows([o.writes for o in operations], np.int64)
     return StepArrays(
         read_start,
         reads,
@@ -55,9 +56,3 @@ def step_arrays(step: Step) -> StepArrays:
         MOST_READS,
         MOST_READS_REUSED,
     )
-
-
-def _rows(lists: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    starts = np.zeros(len(lists) + 1, np.int64)
-    np.cumsum([len(each) for each in lists], out=starts[1:])
-    return starts, np.array([number for each in lists for number in each], np.int64)

@@ -322,6 +322,12 @@ def test_small_logits_stay_whole() -> None:
     assert "not larger than the rest" in ChunkedLoss(0).run(few).description
 
 
+def test_nothing_is_looked_for_around_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("satcompile.passes.chunked_loss.find")  # adapters have hundreds of them
+    graph = joint(Head(cross_entropy()), data())
+    assert "small beside the peak" in ChunkedLoss(10**9).run(graph).description
+
+
 def test_a_symbolic_number_of_tokens_stays_whole() -> None:
     tokens, targets = data()
     for each in (tokens, targets):

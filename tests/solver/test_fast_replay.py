@@ -60,15 +60,30 @@ def test_replays_of_steps_that_repeat_anything_anywhere_are_the_same(made):
     assert_same(step, forward_order(step, saved), backward, saved)
 
 
-def test_long_chains_of_inlined_results_are_the_same():
-    """Sources of kernels grow beyond the room that was made for them."""
-    count = 40
-    operations = [
-        StepOperation(f"add {i}", tuple(range(max(0, i - 3), i + 1)), (i + 1,), Phase.FORWARD, True)
-        for i in range(count)
+def test_kernels_that_read_more_than_there_are_reads_are_the_same():
+    """Every reader of many inlined results reads what those were made from: more sources than the
+    array for them had room for when it was made."""
+    made, readers = 20, 20
+    inputs = 4 * made
+    middle = [
+        StepOperation(
+            f"add {i}", tuple(range(4 * i, 4 * i + 4)), (inputs + i,), Phase.FORWARD, True
+        )
+        for i in range(made)
     ]
-    step = Step(operations, [4] * (count + 1), frozenset({count}), frozenset(), *[frozenset()] * 2)
-    assert_same(step, range(count), (), frozenset())
+    results = range(inputs + made, inputs + made + readers)
+    last = [
+        StepOperation(f"sum {r}", tuple(range(inputs, inputs + made)), (r,), Phase.FORWARD, True)
+        for r in results
+    ]
+    reads = sum(len(operation.reads) for operation in (*middle, *last))
+    assert 4 * made * (1 + readers) > 2 * reads + 64
+    sizes = [4] * (inputs + made + readers)
+    step = Step([*middle, *last], sizes, frozenset(results), frozenset(), *[frozenset()] * 2)
+    assert_same(step, range(made + readers), (), frozenset())
+    assert (
+        fast_replay.simulate_orders(step, range(made + readers), (), ()).peak_bytes == 4 * readers
+    )
 
 
 def test_an_operation_of_many_results_of_one_size_takes_over_as_many_inputs():
