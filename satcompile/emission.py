@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from satcompile.planning_problem import is_random
 from satcompile.torch_compat import has_side_effect, replays_random_state
 from satcompile.training_graph import TrainingGraph
 
@@ -25,7 +26,7 @@ def why_order_is_kept(graph: TrainingGraph) -> str | None:
     The forward's own updates of its inputs stay in the forward, whose operations keep their order:
     only what the backward alone needs moves up in it.
     """
-    if replays_random_state(graph.module):
+    if replays_random_state(graph.module, is_random):
         return "a checkpointed region draws random numbers again from a saved state"
     for node in graph.graph.nodes:
         if has_side_effect(node) and not graph.is_forward(node):

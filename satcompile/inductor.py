@@ -298,6 +298,8 @@ class Attempt:
     def _compile_graph(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
     ) -> Any:
+        torch_compat.spell_out_scaled_sums(gm.graph)
+        gm.recompile()
         if self.outcome is None or kwargs.get("is_inference"):
             self._mask_inference(gm)
             return torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from satcompile.emission import emit, move_up
+from satcompile.planning_problem import is_random
 from satcompile.retention import RetentionPlan
 from satcompile.torch_compat import extract_modules, finish_modules, is_opaque
 from satcompile.training_graph import TrainingGraph
@@ -51,5 +52,7 @@ def partition(graph: TrainingGraph, plan: RetentionPlan) -> Partition:
     if plan.has_own_order:
         move_up(forward, (plan.operations[index].name for index in plan.forward_order))
     reorder = in_planned_order if plan.has_own_order else None
-    forward, backward = finish_modules(graph.module, forward, backward, len(scalars), reorder)
+    forward, backward = finish_modules(
+        graph.module, forward, backward, len(scalars), is_random, reorder
+    )
     return Partition(forward, backward, graph.num_forward_outputs)

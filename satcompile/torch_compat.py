@@ -256,28 +256,44 @@ def prepare_joint_graph(joint: fx.GraphModule) -> fx.GraphModule:
         partitioners.force_save_collectives(joint)
     partitioners.force_save_effectful_ops(joint)
     partitioners.force_save_bw_mutation_src(joint)
-    _save_what_reads_overwritten_inputs(joint)
     return joint
 
 
-def _save_what_reads_overwritten_inputs(joint: fx.GraphModule) -> None:
-    """What is computed from an input that the forward overwrites must not be computed again:
-    the backward would read the new contents. Torch's own partitioner misses this (2.11 and
-    2.13): ``sin(x + self.b)`` followed by ``self.b.add_(1)`` gets a wrong gradient from it.
-    """
+def must_be_saved(node: fx.Node) -> None:
+    """Tag ``node`` as torch's partitioner knows it: not to be computed again. 2.11, 2.13."""
     from torch.utils.checkpoint import CheckpointPolicy
 
-    is_view = default_op_types().is_view
-    for node in joint.graph.nodes:
-        if node.target is not torch.ops.aten.copy_.default:
+    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
+def spell_out_scaled_sums(graph: fx.Graph) -> None:
+    """``add(x, mm, alpha=a)`` becomes ``add(x, mul(mm, a))``: Inductor's pattern for ``addmm`` takes
+    the sum and forgets its factor (2.11 and 2.13), as in a moving average's
+    ``average.mul_(0.9).add_(a @ b, alpha=0.1)``."""
+    aten = torch.ops.aten
+    products = set(graph.find_nodes(op="call_function", target=aten.mm.default))
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        factor = node.kwargs.get("alpha", 1)
+        if factor == 1 or products.isdisjoint(node.all_input_nodes):
             continue
-        stack = [node.args[0]]
-        while stack:
-            for user in stack.pop().users:
-                if is_view(user):
-                    stack.append(user)
-                elif user.op == "call_function" and user is not node:
-                    user.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+        base, added = node.args
+        assert isinstance(added, fx.Node)  # a number has no factor of its own
+        with graph.inserting_before(node):
+            scaled = graph.call_function(aten.mul.Tensor, (added, factor))
+        scaled.meta = dict(added.meta)
+        node.args, node.kwargs = (base, scaled), {}
+
+
+def updated_inputs(joint: fx.GraphModule, num_forward_outputs: int) -> list[fx.Node]:
+    """Inputs into which AOTAutograd's runtime copies a result once the forward has returned: those
+    that the forward updates and that need a gradient. ``InputMutationAOTOutput``: 2.11, 2.13."""
+    from torch.utils import _pytree as pytree
+
+    (output,) = joint.graph.find_nodes(op="output")
+    described = pytree.arg_tree_leaves(output.meta.get("desc") or ())[:num_forward_outputs]
+    updated = [d.mutated_input for d in described if hasattr(d, "mutated_input")]
+    placeholders = joint.graph.find_nodes(op="placeholder")
+    return [p for p in placeholders if p.meta.get("desc") in updated]
 
 
 def classify_nodes(joint: fx.GraphModule, static_inputs: list[int], num_outputs: int) -> Any:
@@ -347,10 +363,39 @@ def is_rng_replay(node: fx.Node) -> bool:
     return "run_with_rng_state" in str(node.target)
 
 
-def replays_random_state(joint: fx.GraphModule) -> bool:
+def replays_random_state(joint: fx.GraphModule, draws: Callable[[fx.Node], bool]) -> bool:
     """Whether a checkpoint region draws random numbers: torch then saves the generator's state
-    in the forward and draws again from it in the backward, one to one. 2.11, 2.13."""
-    return bool(partitioners.has_recomputable_rng_ops(joint))
+    in the forward and draws again from it in the backward, one to one.
+
+    Args:
+        draws: whether a node does. Torch goes by tags, and attention has the tag even where it
+            drops nothing.
+
+    2.11, 2.13.
+    """
+    with _replaying_no_more_than(joint, draws):
+        return bool(partitioners.has_recomputable_rng_ops(joint))
+
+
+@contextlib.contextmanager
+def _replaying_no_more_than(
+    joint: fx.GraphModule, draws: Callable[[fx.Node], bool]
+) -> Iterator[None]:
+    """Inside, torch replays from a saved state what draws random numbers, and nothing else. To replay
+    attention without dropout would gain nothing, and tie the backward to torch's order.
+    ``must_recompute``, which looks at a node's tag: 2.11, 2.13."""
+    hidden = {
+        node: node.meta["recompute"]
+        for node in joint.graph.nodes
+        if partitioners.must_recompute(node) and not draws(node)
+    }
+    for node in hidden:
+        del node.meta["recompute"]
+    try:
+        yield
+    finally:
+        for node, tag in hidden.items():
+            node.meta["recompute"] = tag
 
 
 def has_side_effect(node: fx.Node) -> bool:
@@ -368,6 +413,7 @@ def finish_modules(
     forward: fx.GraphModule,
     backward: fx.GraphModule,
     num_scalars: int,
+    draws: Callable[[fx.Node], bool],
     reorder: Callable[[fx.GraphModule], fx.GraphModule] | None = None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """What torch's partitioner does after it split: random state shared by the two copies of
@@ -377,10 +423,11 @@ def finish_modules(
     """
     from torch._functorch.compile_utils import raise_getitems
 
-    if partitioners.has_recomputable_rng_ops(joint):
-        forward, backward = partitioners.functionalize_rng_ops(
-            joint, forward, backward, num_scalars
-        )
+    with _replaying_no_more_than(joint, draws):
+        if partitioners.has_recomputable_rng_ops(joint):
+            forward, backward = partitioners.functionalize_rng_ops(
+                joint, forward, backward, num_scalars
+            )
     backward = (reorder or partitioners.reordering_to_mimic_autograd_engine)(backward)
     forward, backward = raise_getitems(forward), raise_getitems(backward)
     return (

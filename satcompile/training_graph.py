@@ -17,6 +17,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from satcompile.aliases import storage_owners
+from satcompile.overwritten import keep_what_is_read
 from satcompile.torch_compat import (
     classify_nodes,
     forward_backward_outputs,
@@ -41,6 +42,7 @@ class TrainingGraph:
         self, module: fx.GraphModule, num_forward_outputs: int, static_inputs: Sequence[int]
     ) -> None:
         self.module = prepare_joint_graph(module)
+        keep_what_is_read(self.module, num_forward_outputs)
         self.num_forward_outputs = num_forward_outputs
         self.static_inputs = list(static_inputs)
         self.roles = classify_nodes(self.module, self.static_inputs, num_forward_outputs)

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from satcompile.aliases import storage_owners
 from satcompile.emission import COPY_OF
 from satcompile.errors import VerificationError
 from satcompile.partition import Partition
@@ -127,6 +128,7 @@ def reference(
     replayed: dict[Any, int] = {}
     random = set()
     effects: Counter[Number] = Counter()
+    owners = storage_owners(module.graph)
     for node in module.graph.nodes:
         if node.op == "output":
             continue
@@ -145,18 +147,26 @@ def reference(
         signatures.setdefault(numbers[node], signature(node))
         if is_mutation(node):
             effects[numbers[node]] += 1
-            _overwrite(node, numbers)
+            _overwrite(node, numbers, owners, numbering)
     outputs = [numbers.get(value) for value in _outputs(module)]
     return Reference(numbering, inputs, signatures, outputs, frozenset(random), effects)
 
 
-def _overwrite(node: fx.Node, numbers: dict[fx.Node, Any]) -> None:
-    """What a mutation writes into has the mutation's value from here on."""
+def _overwrite(
+    node: fx.Node,
+    numbers: dict[fx.Node, Any],
+    owners: dict[fx.Node, fx.Node],
+    numbering: Numbering,
+) -> None:
+    """What a mutation writes into has the mutation's value from here on, and views of it that were
+    taken before show something else than they did."""
     assert isinstance(node.target, torch._ops.OpOverload)
     for position, argument in enumerate(node.target._schema.arguments):
         written = argument.alias_info is not None and argument.alias_info.is_write
         target = node.args[position] if position < len(node.args) else None
         if written and isinstance(target, fx.Node):
+            for view in [n for n in numbers if owners[n] is owners[target] and n is not node]:
+                numbers[view] = numbering.of(("overwritten", numbers[view], numbers[node]))
             numbers[target] = numbers[node]
 
 
@@ -292,6 +302,7 @@ def _number_emitted(
     numbers: dict[fx.Node, Any] = {}
     replayed: dict[Any, int] = {}
     known = joint.signatures
+    owners = storage_owners(module.graph)
     for node in module.graph.nodes:
         if node.op == "output":
             continue
@@ -323,7 +334,7 @@ def _number_emitted(
             )
         if is_mutation(node):
             effects[numbers[node]] += 1
-            _overwrite(node, numbers)
+            _overwrite(node, numbers, owners, joint.numbering)
     return numbers
 
 
