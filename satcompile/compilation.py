@@ -265,14 +265,16 @@ class Compilation:
         return min([lowest, *others], key=lambda attempt: attempt.step_peak_bytes)
 
     def _attempt(self, **settings: Any) -> Attempt:
-        return Attempt(
+        attempt = Attempt(
             settings.pop("options", self.options),
             leaf_gradients=self._leaves,
             trained=self._trained,
             names=self._names,
-            default_saved=self._default_saved,
             **settings,
         )
+        if not attempt.takes_regions_as_advice:  # torch's own plan is of the graph with its regions
+            attempt.default_saved = self._default_saved
+        return attempt
 
     def _try(self, attempt: Attempt, inputs: Sequence[Any]) -> Any:
         """The compiled callable, or None where the attempt ended early."""
@@ -281,7 +283,7 @@ class Compilation:
         except (OverLimit, CodeOnly):
             return None
         finally:
-            if attempt.outcome is not None:
+            if attempt.outcome is not None and not attempt.takes_regions_as_advice:
                 self._default_saved = attempt.outcome.plan.default_saved
 
     def values(self, sizes: Sizes) -> dict[Any, int]:
@@ -303,7 +305,13 @@ class Compilation:
         """Allocations of torch's own plan, whose code is generated for that and not compiled
         (unless ``attempt`` is that plan); None where that code cannot be had."""
         assert attempt.outcome is not None
-        if attempt.outcome.plan.is_default and not attempt.updates and attempt.sparse is None:
+        is_as_torch_has_it = (
+            attempt.outcome.plan.is_default
+            and not attempt.updates
+            and attempt.sparse is None
+            and not attempt.regions_forgotten
+        )
+        if is_as_torch_has_it:
             return Planned(attempt, None, 1, self.first_sizes).walk_at(self.symbols, sizes)
         if self._plain._default is None and not self.can_plan_again:
             return None

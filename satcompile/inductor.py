@@ -87,6 +87,7 @@ class Attempt:
         names: of parameters by position among the graph's inputs, where they are known.
         latest_masks: of the latest call, by position.
         told_of_dense_uses: whether a warning was given.
+        regions_forgotten: operations in checkpoint regions that were taken as advice.
         masked: in a graph without a backward, positions of parameters with a sparse forward.
         on_backward: called when the backward begins to run.
         with_gradient: positions among the graph's inputs to which a gradient flows; None where
@@ -129,6 +130,7 @@ class Attempt:
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
     latest_masks: Mapping[int, masks.Mask] = field(default_factory=dict, repr=False)
     told_of_dense_uses: bool = False
+    regions_forgotten: int = 0
     with_gradient: frozenset[int] | None = None
     returned: Mapping[int, str] | None = None
     _update_change: GraphChange | None = None
@@ -139,6 +141,12 @@ class Attempt:
     @property
     def is_training(self) -> bool:
         return self.outcome is not None
+
+    @property
+    def takes_regions_as_advice(self) -> bool:
+        """Whether the plan decides what checkpoint regions say. Torch's own plan follows them."""
+        is_planned = self.limit_bytes is not None or self.lowest_peak
+        return self.options.checkpoints == "advice" and is_planned
 
     @property
     def step_peak_bytes(self) -> int:
@@ -208,6 +216,8 @@ class Attempt:
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         static = kwargs.get("static_lifetime_input_indices") or []
+        if self.takes_regions_as_advice:
+            self.regions_forgotten = torch_compat.forget_checkpoint_regions(gm)
         graph = TrainingGraph(gm, kwargs["num_fwd_outputs"], static)
         if not graph.has_backward:
             return torch_compat.default_partition(

@@ -50,6 +50,7 @@ class Options(BaseModel):
     sparsity: Sparsity | None = None
     cost_model: Literal["analytic"] = "analytic"
     solver_effort: int = 1_000
+    checkpoints: Literal["required", "advice"] = "required"
     disable_passes: tuple[str, ...] = ()
     inductor: dict[str, Any] = {}
 
@@ -91,6 +92,17 @@ class Options(BaseModel):
             raise OptionError(
                 f"The option 'solver_effort' is {value!r}; it takes a whole number from 1 on "
                 "(work for each planning problem; the default is 1000)."
+            )
+        return value
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _read_checkpoints(cls, value: Any) -> Any:
+        if value not in ("required", "advice"):
+            raise OptionError(
+                f"The option 'checkpoints' is {value!r}; it takes 'required' (what lies in a region of "
+                "torch.utils.checkpoint is computed again, as the model says) or 'advice' (under a "
+                "memory_budget, the plan decides what is)."
             )
         return value
 
@@ -165,6 +177,11 @@ def parse(options: Any) -> Options:
         raise OptionError(
             f"The option {where!r} cannot be {first['input']!r}: {first['msg']}."
         ) from None
+    if parsed.checkpoints == "advice" and parsed.memory_budget is None:
+        raise OptionError(
+            "The option checkpoints='advice' needs a memory_budget: without one nothing would be "
+            "computed again, and the step might not fit. Give one, or leave 'checkpoints' out."
+        )
     if "recompute" in parsed.disable_passes and parsed.memory_budget is not None:
         raise OptionError(
             "The option 'memory_budget' needs the pass 'recompute', which 'disable_passes' turns "

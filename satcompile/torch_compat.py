@@ -259,6 +259,16 @@ def prepare_joint_graph(joint: fx.GraphModule) -> fx.GraphModule:
     return joint
 
 
+def forget_checkpoint_regions(joint: fx.GraphModule) -> int:
+    """Take the tags of ``torch.utils.checkpoint`` off a joint graph; how many there were. What a
+    policy says must be saved stays. ``must_recompute``: 2.11, 2.13."""
+    tagged = [node for node in joint.graph.nodes if partitioners.must_recompute(node)]
+    for node in tagged:
+        del node.meta["recompute"]
+        node.meta.pop("ac_graph_id", None)
+    return len(tagged)
+
+
 def must_be_saved(node: fx.Node) -> None:
     """Tag ``node`` as torch's partitioner knows it: not to be computed again. 2.11, 2.13."""
     from torch.utils.checkpoint import CheckpointPolicy

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from satcompile.curve import curve
 from satcompile.generated_code import StepWalk
 from satcompile.inductor import Attempt
+from satcompile.planning_problem import PlanningProblem
 from satcompile.report.data import GraphReport, PassRow
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.updates import LatestCall, UpdateReport
 from satcompile.residency import Residency
+from satcompile.retention import RetentionPlan
+from satcompile.torch_compat import recompute_tag
 
 
 def graph_report(
@@ -48,6 +51,7 @@ def graph_report(
     notes = list(residency.notes)
     if attempt.unreadable:
         notes.append(f"the generated code could not be followed: {attempt.unreadable}")
+    notes.extend(_of_checkpoint_regions(attempt, plan, problem))
     most = plan.default_profile.saved_bytes
     return GraphReport(
         name=name,
@@ -85,3 +89,24 @@ def graph_report(
         _timeline=lambda: plan_timeline(problem, plan),
         _default_timeline=lambda: default_timeline(whole, plan),
     )
+
+
+def _of_checkpoint_regions(
+    attempt: Attempt, plan: RetentionPlan, problem: PlanningProblem
+) -> list[str]:
+    """What the model's own ``torch.utils.checkpoint`` costs."""
+    if attempt.regions_forgotten:
+        return [
+            f"{attempt.regions_forgotten} operations in checkpoint regions of the model were taken as "
+            "advice: the plan decides which of them are computed again"
+        ]
+    forced = {n for n in plan.recomputed if recompute_tag(n) == "recompute"}
+    if not forced:
+        return []
+    prices = zip(problem.operations, problem.prices, strict=True)
+    again_us = sum(price.inline_us for node, price in prices if node in forced)
+    return [
+        f"checkpoint regions of the model have {len(forced)} operations computed again, "
+        f"{again_us / max(problem.forward_time_us, 1e-9):.0%} of the forward's time; with a "
+        "memory_budget and options={'checkpoints': 'advice'} the plan decides instead"
+    ]

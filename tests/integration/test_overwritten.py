@@ -153,7 +153,7 @@ def test_the_graphs_alone_compute_eagers_gradients(kind: type[Reading]) -> None:
     wanted = {tuple(p.grad.shape): p.grad for p in eager.parameters() if p.grad is not None}
     names = {str(p.shape): p.detach() for p in model.parameters()}
     values = {str(b.shape): b.clone() for b in model.buffers()}
-    primals = [n for n in made.parts.forward.graph.find_nodes(op="placeholder")]
+    primals = list(made.parts.forward.graph.find_nodes(op="placeholder"))
     candidates = {**values, **names, str(x.shape): x}
     given = []
     for node in primals:
