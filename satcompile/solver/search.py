@@ -49,7 +49,8 @@ _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
 _DOWN, _DESCENTS = 0.975, 6  # rungs below the lowest plan that is made without a limit
-_LARGE = 2_000  # operations: of larger steps no more than that plan is made
+# Operations: of larger steps nothing is searched below that plan, or nothing by integer programs.
+_LARGE, _SMALL = 2_000, 200
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class BudgetSearch:
         self._default_saved = frozenset(default_saved)
         self._position = {storage: i for i, storage in enumerate(choices)}
         self._solved: dict[tuple[int, frozenset[int]], Candidate | None] = {}
+        self._answers: dict[tuple[int, int | None, bool], Candidate | None] = {}
         self._moments_of: dict[int, list[tuple[MomentBound, Orders]]] = {}
 
     @cached_property
@@ -212,7 +214,15 @@ class BudgetSearch:
     def _searched(
         self, peak_limit_bytes: int, saved_limit_bytes: int | None, by_rounds: bool
     ) -> Candidate | None:
-        """The least-time plan found, the floor aside."""
+        """The least-time plan found, the floor aside; kept, as attempts at a graph ask again."""
+        key = (peak_limit_bytes, saved_limit_bytes, by_rounds)
+        if key not in self._answers:
+            self._answers[key] = self._search(*key)
+        return self._answers[key]
+
+    def _search(
+        self, peak_limit_bytes: int, saved_limit_bytes: int | None, by_rounds: bool
+    ) -> Candidate | None:
         room = self.room_at_boundary(peak_limit_bytes)
         if saved_limit_bytes is not None:
             room = min(room, saved_limit_bytes)
@@ -435,9 +445,10 @@ class BudgetSearch:
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
         lowest = min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
-        for _ in range(_DESCENTS if len(self.step.operations) <= _LARGE else 0):
+        operations = len(self.step.operations)
+        for _ in range(_DESCENTS if operations <= _LARGE else 0):
             limit_bytes = min(int(lowest.profile.peak_bytes * _DOWN), lowest.profile.peak_bytes - 1)
-            lower = self._searched(limit_bytes, None, by_rounds=True)
+            lower = self._searched(limit_bytes, None, by_rounds=operations <= _SMALL)
             if lower is None:
                 break
             lowest = lower
