@@ -14,7 +14,8 @@ that an incoming gradient goes into.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -31,6 +32,26 @@ _GAP_OF_FORWARD = 2e-3
 # the simulation by a few percent, up or down: two budgets that are close together get the same
 # plan, and of two that are not, the lower one has the lower peak.
 RUNG = 0.975
+_SEARCHES_KEPT = 2  # of a graph whole and in chunks
+
+
+class Searches:
+    """Searches that were begun. A graph that is compiled several times is traced anew each time,
+    and is the same numbers."""
+
+    def __init__(self) -> None:
+        self._begun: list[BudgetSearch] = []
+
+    def of(
+        self, problem: PlanningProblem, effort: int, default_saved: Iterable[fx.Node]
+    ) -> BudgetSearch:
+        """As ``budget_search``, or the one that was begun for the same numbers."""
+        search = budget_search(problem, effort, default_saved)
+        for other in self._begun:
+            if other.is_of_same_numbers(search):
+                return other
+        self._begun = [*self._begun[1 - _SEARCHES_KEPT :], search]
+        return search
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,7 @@ class Recompute:
             graph found out; torch, too, plans a graph once, for the sizes of its first call.
         whole: the plan for the graph as it was before a pass changed it: torch's own plan is
             that graph's, and none of this one's.
+        searches: that were begun by earlier runs on the same graph.
     """
 
     limit_bytes: int | None = None
@@ -57,33 +79,26 @@ class Recompute:
     default_within_bytes: int = 0
     default_saved: tuple[str, ...] = ()
     whole: RetentionPlan | None = None
+    searches: Searches = field(default_factory=Searches, repr=False, compare=False)
 
     name = "recompute"
 
     def run(self, problem: PlanningProblem) -> RetentionPlan:
         """Decide for one joint graph."""
         nodes = self._default_saved(problem)
-        search = budget_search(problem, self.effort)
-        default = search.candidate(problem.storages_of(nodes))
+        search = self.searches.of(problem, self.effort, nodes)
+        default = search.default
         default_profile = default.profile if self.whole is None else self.whole.default_profile
-        fits = self.limit_bytes is None or default.profile.peak_bytes <= max(
-            self.limit_bytes, self.default_within_bytes
-        )
-        if self.saved_limit_bytes is not None:
-            fits = fits and default.profile.saved_bytes <= self.saved_limit_bytes
-        if fits and not self.lowest_peak and self.whole is None:
-            scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
-            tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
-            return self._plan(
-                problem, default, default_profile, tensors, scalars, nodes, is_default=True
-            )
-        most = default.solution.saved_bytes
+        if self.whole is None and self._takes_default(default.profile):
+            return self._default_plan(problem, default, nodes)
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
             limit_bytes = rung_below(self.limit_bytes, default_profile.peak_bytes)
-            chosen = search.within(limit_bytes, most, self.saved_limit_bytes)
+            chosen = search.within(limit_bytes, self.saved_limit_bytes)
         if chosen is None:
-            chosen = search.floor(most)
+            chosen = search.floor()
+        if chosen is default and self.whole is None:
+            return self._default_plan(problem, default, nodes)
         tensors, scalars = problem.nodes_to_save(chosen.saved)
         bound_us = 0.0
         if self.limit_bytes is not None:
@@ -91,6 +106,27 @@ class Recompute:
         return self._plan(
             problem, chosen, default_profile, tensors, scalars, nodes, bound_us=bound_us
         )
+
+    def _default_plan(
+        self, problem: PlanningProblem, default: Candidate, nodes: list[fx.Node]
+    ) -> RetentionPlan:
+        scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
+        tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
+        return self._plan(
+            problem, default, default.profile, tensors, scalars, nodes, is_default=True
+        )
+
+    def is_content_with(self, plan: RetentionPlan) -> bool:
+        """Whether ``plan`` is torch's own and no other is wanted."""
+        return plan.is_default and self._takes_default(plan.profile)
+
+    def _takes_default(self, profile: StepProfile) -> bool:
+        if self.lowest_peak:
+            return False
+        if self.saved_limit_bytes is not None and profile.saved_bytes > self.saved_limit_bytes:
+            return False
+        most_bytes = max(self.limit_bytes or 0, self.default_within_bytes)
+        return self.limit_bytes is None or profile.peak_bytes <= most_bytes
 
     def prefers(
         self, plan: RetentionPlan, step_us: float, other: RetentionPlan, other_step_us: float
@@ -111,12 +147,8 @@ class Recompute:
         )
 
     def _default_saved(self, problem: PlanningProblem) -> list[fx.Node]:
-        graph = problem.graph
-        by_name = {node.name: node for node in graph.graph.nodes}
-        is_own = self.whole is None  # names of another graph say nothing here
-        if is_own and self.default_saved and all(name in by_name for name in self.default_saved):
-            return [by_name[name] for name in self.default_saved]
-        return default_saved_values(graph.module, graph.roles, 1)
+        # Names of another graph say nothing here.
+        return default_saved_nodes(problem, self.default_saved if self.whole is None else ())
 
     def _plan(
         self,
@@ -158,6 +190,15 @@ class Recompute:
         )
 
 
+def default_saved_nodes(problem: PlanningProblem, names: Sequence[str]) -> list[fx.Node]:
+    """What torch's own plan saves; ``names`` where an earlier run on the same graph found out."""
+    graph = problem.graph
+    by_name = {node.name: node for node in graph.graph.nodes}
+    if names and all(name in by_name for name in names):
+        return [by_name[name] for name in names]
+    return default_saved_values(graph.module, graph.roles, 1)
+
+
 def rung_below(limit_bytes: int, default_peak_bytes: int) -> int:
     """The highest rung of the grid that is not above the limit."""
     if limit_bytes >= default_peak_bytes or limit_bytes <= 0:
@@ -166,7 +207,12 @@ def rung_below(limit_bytes: int, default_peak_bytes: int) -> int:
     return int(default_peak_bytes * RUNG ** math.ceil(rungs - 1e-9))
 
 
-def budget_search(problem: PlanningProblem, effort: int) -> BudgetSearch:
+def budget_search(
+    problem: PlanningProblem, effort: int, default_saved: Iterable[fx.Node] = ()
+) -> BudgetSearch:
+    """Args:
+    default_saved: what torch's own plan saves; without, it is none of those that are searched.
+    """
     gap_us = _GAP_OF_FORWARD * problem.forward_time_us
     return BudgetSearch(
         problem.step,
@@ -176,4 +222,5 @@ def budget_search(problem: PlanningProblem, effort: int) -> BudgetSearch:
         effort,
         again_us=[price.inline_us for price in problem.prices],
         own_order=why_order_is_kept(problem.graph) is None,
+        default_saved=problem.storages_of(default_saved),
     )

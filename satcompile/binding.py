@@ -103,7 +103,8 @@ class UnlimitedGraph:
         return self._choices[updates]
 
     def _report_maker(self, planned: Planned, residency: Residency) -> Callable[[], GraphReport]:
-        attempt, compilation = planned.attempt, self._compilation
+        attempt = planned.attempt
+        compilation = self._compilation.with_updates(attempt.updates)
 
         def default() -> tuple[int, str]:
             return compilation.default_peak_bytes(compilation.first_sizes, attempt)
@@ -111,7 +112,7 @@ class UnlimitedGraph:
         return partial(
             graph_report,
             self._record.name, attempt, attempt.walk, planned.rounds, residency, None, default,
-            self._record.latest_call,
+            partial(compilation.floor_bytes, compilation.first_sizes, attempt), self._record.latest_call,
         )  # fmt: skip
 
 
@@ -353,7 +354,8 @@ class BoundGraph:
         with planning_for(compilation.values(sizes)):  # shapes as they are now
             report = graph_report(
                 self.name, planned.attempt, planned.walk_at(compilation.symbols, sizes),
-                planned.rounds, room.residency, room.budget_bytes, default, self.record.latest_call,
+                planned.rounds, room.residency, room.budget_bytes, default,
+                partial(compilation.floor_bytes, sizes, planned.attempt), self.record.latest_call,
             )  # fmt: skip
         if several:
             _count_whole_step(report, shares, len(room.earlier))

@@ -21,7 +21,7 @@ from torch import fx
 
 from satcompile.errors import BudgetError
 from satcompile.generated_code import StepWalk, UnreadableCode, walk_step
-from satcompile.inductor import Attempt, CodeOnly, OverLimit, graph_device
+from satcompile.inductor import Attempt, CodeOnly, Known, OverLimit, graph_device
 from satcompile.options import Options
 from satcompile.passes.recompute import RUNG
 from satcompile.report.rows import module_path
@@ -132,6 +132,8 @@ class Compilation:
         self.updates: frozenset[int] = frozenset()
         self._plain = self
         self._default: Planned | None = None
+        self._known = Known()
+        self._floors: dict[tuple[Sizes, frozenset[int]], Attempt] = {}
         self._default_saved: tuple[str, ...] = ()  # by name, once an attempt has found out
 
     def with_updates(self, updates: frozenset[int]) -> Compilation:
@@ -149,7 +151,7 @@ class Compilation:
 
     def without_budget(self, example_inputs: Sequence[Any] | None) -> Planned:
         """Torch's own plan; ``example_inputs`` are of Dynamo's call, None later."""
-        attempt = self._attempt(updates=self.updates)
+        attempt = self._attempt()
         if example_inputs is not None:
             compiled = self._try(attempt, example_inputs)
         else:
@@ -207,62 +209,91 @@ class Compilation:
         lowest_may_exceed: bool,
     ) -> Planned:
         limit, default_within_bytes = first_limits(accept_bytes)
-        rounds, lowest = 0, None
+        rounds = 0
         while limit > 0 and rounds < _ROUNDS:
             attempt = self._attempt(
                 limit_bytes=limit,
                 accept_bytes=accept_bytes,
                 saved_limit_bytes=saved_limit_bytes,
                 default_within_bytes=0 if rounds else default_within_bytes,
-                updates=self.updates,
             )
             compiled = self._try(attempt, inputs)
             rounds += 1
-            if compiled is not None:
+            if compiled is not None and (
+                not attempt.is_training or attempt.step_peak_bytes <= accept_bytes
+            ):
                 return Planned(attempt, compiled, rounds, sizes)
             assert attempt.outcome is not None
-            plan, over = attempt.outcome.plan, attempt.step_peak_bytes - accept_bytes
+            simulated_bytes = attempt.outcome.plan.profile.peak_bytes
+            if simulated_bytes > max(limit, attempt.default_within_bytes):
+                break  # no lower plan is known
+            over = attempt.step_peak_bytes - accept_bytes
             log.debug("round %d: generated code is %s over", rounds, format_bytes(over))
-            if plan.is_default:
-                continue
-            if plan.profile.peak_bytes > limit:
-                lowest = attempt  # no lower plan is known
-                break
+            if simulated_bytes > limit:
+                continue  # torch's own plan was tried all the same
             # By the ratio at which the code was over its simulation, and by a rung at least.
-            limit = min(limit, plan.profile.peak_bytes) * accept_bytes // attempt.step_peak_bytes
-            limit = int(min(limit, plan.profile.peak_bytes * RUNG))
-        lowest = self._lowest(lowest, inputs)
-        if lowest.is_training and lowest.step_peak_bytes > accept_bytes and not lowest_may_exceed:
-            raise FloorExceeded(lowest)
-        # What was generated without being compiled is compiled now, and checked like any other.
-        again = self._attempt(
-            limit_bytes=lowest.limit_bytes,
-            saved_limit_bytes=lowest.saved_limit_bytes,
-            lowest_peak=lowest.lowest_peak,
-            accept_bytes=None if lowest_may_exceed else accept_bytes,
-            updates=self.updates,
-        )
+            limit = min(limit, simulated_bytes) * accept_bytes // attempt.step_peak_bytes
+            limit = int(min(limit, simulated_bytes * RUNG))
+        return self._at_floor(accept_bytes, inputs, sizes, rounds, lowest_may_exceed)
+
+    def _at_floor(
+        self,
+        accept_bytes: int,
+        inputs: Sequence[Any],
+        sizes: Sizes,
+        rounds: int,
+        may_exceed: bool,
+    ) -> Planned:
+        """The plan of the floor, which was generated to find it, compiled.
+
+        Raises:
+            FloorExceeded: it is over the accepted bytes.
+        """
+        floor = self._floor(inputs, sizes)
+        if floor.is_training and floor.step_peak_bytes > accept_bytes and not may_exceed:
+            raise FloorExceeded(floor)
+        again = self._attempt(**floor.settings)
         compiled = self._try(again, inputs)
-        if compiled is None:
+        if again.is_training and again.step_peak_bytes > accept_bytes and not may_exceed:
+            # A floor that was too low is not named again.
+            self._floors[sizes, self.updates] = again
             raise FloorExceeded(again)
         return Planned(again, compiled, rounds + 1, sizes)
 
-    def _lowest(self, known: Attempt | None, inputs: Sequence[Any]) -> Attempt:
-        """The plan whose generated code has the lowest peak, among those of the lowest simulated
-        peaks; generated, not compiled."""
-        lowest = self._attempt(lowest_peak=True, limit_bytes=0, dry=True, updates=self.updates)
-        self._try(lowest, inputs)
-        if not lowest.is_training:
-            return lowest
+    def floor_bytes(self, sizes: Sizes, used: Attempt) -> int:
+        """What the plan of the floor allocates: a step that is given that much has a plan. The one
+        in use is all that is known where the graph cannot be compiled again."""
+        if not self.can_plan_again:
+            return used.step_peak_bytes
+        assert self._inputs is not None
+        with self._context.entered(), planning_for(self.values(sizes)):
+            return self._floor(self._inputs, sizes).step_peak_bytes
+
+    def _floor(self, inputs: Sequence[Any], sizes: Sizes) -> Attempt:
+        """The plan whose generated code has the lowest peak, among torch's own, the one of the
+        lowest simulated peak and those a little above it; generated, not compiled. These follow
+        from the graph and its sizes, and not from what was asked before."""
+        key = (sizes, self.updates)
+        if key not in self._floors:
+            self._floors[key] = self._generate_floor(inputs)
+        return self._floors[key]
+
+    def _generate_floor(self, inputs: Sequence[Any]) -> Attempt:
+        default = self._generated(inputs)
+        if not default.is_training:
+            return default
+        lowest = self._generated(inputs, limit_bytes=0, lowest_peak=True)
         assert lowest.outcome is not None
-        simulated_bytes = lowest.outcome.plan.profile.peak_bytes
-        # The same few whatever was tried before, so that a floor once named is met later.
-        others = [known] if known is not None else []
+        found, simulated_bytes = [default, lowest], lowest.outcome.plan.profile.peak_bytes
         for rungs in _RUNGS_ABOVE_FLOOR:
             limit_bytes = int(simulated_bytes / RUNG**rungs)
-            others.append(self._attempt(limit_bytes=limit_bytes, dry=True, updates=self.updates))
-            self._try(others[-1], inputs)
-        return min([lowest, *others], key=lambda attempt: attempt.step_peak_bytes)
+            found.append(self._generated(inputs, limit_bytes=limit_bytes))
+        return min(found, key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time))
+
+    def _generated(self, inputs: Sequence[Any], **settings: Any) -> Attempt:
+        attempt = self._attempt(dry=True, **settings)
+        self._try(attempt, inputs)
+        return attempt
 
     def _attempt(self, **settings: Any) -> Attempt:
         attempt = Attempt(
@@ -270,6 +301,8 @@ class Compilation:
             leaf_gradients=self._leaves,
             trained=self._trained,
             names=self._names,
+            known=self._known,
+            updates=settings.pop("updates", self.updates),
             **settings,
         )
         if not attempt.takes_regions_as_advice:  # torch's own plan is of the graph with its regions
@@ -320,7 +353,9 @@ class Compilation:
     def _code_of_default(self, example_inputs: Sequence[Any] | None = None) -> Planned:
         if self._default is None:
             attempt = self._attempt(
-                dry=True, options=self.options.model_copy(update={"sparsity": None})
+                dry=True,
+                updates=frozenset(),
+                options=self.options.model_copy(update={"sparsity": None}),
             )
             self._default = Planned(attempt, None, 1, self.first_sizes)
             if example_inputs is not None:

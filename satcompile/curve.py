@@ -8,15 +8,14 @@ large graph, the points but for the plan in use are plans that are quickly made.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from satcompile.passes.recompute import budget_search
+from satcompile.passes.recompute import budget_search, default_saved_nodes
 from satcompile.planning_problem import PlanningProblem
 from satcompile.retention import RetentionPlan
 from satcompile.solver.search import BudgetSearch, Candidate
-from satcompile.torch_compat import default_saved_values
 
 log = logging.getLogger("satcompile")
 
@@ -74,10 +73,10 @@ def curve(
             added to every point.
         limits: between the lowest peak and the default's; 8, or 5 for large graphs, otherwise.
     """
-    search = search or budget_search(problem, effort)
-    default = search.candidate(problem.storages_of(_default_saved(problem, chosen)))
-    most = default.solution.saved_bytes
-    lowest = search.floor(most)
+    if search is None:
+        names = () if chosen is None else chosen.default_saved
+        search = budget_search(problem, effort, default_saved_nodes(problem, names))
+    default, lowest = search.default, search.floor()
     is_large = len(problem.operations) > _LARGE
     if limits is None:
         limits = _LIMITS_OF_LARGE if is_large else _LIMITS
@@ -86,7 +85,7 @@ def curve(
     found = [_point(lowest, low), _point(default, high)]
     for number in range(1, limits + 1):
         limit_bytes = low + (high - low) * number // (limits + 1)
-        candidate = search.within(limit_bytes, most, by_rounds=not is_large)
+        candidate = search.within(limit_bytes, by_rounds=not is_large)
         if candidate is not None:
             found.append(_point(candidate, limit_bytes))
     if chosen is not None:
@@ -108,14 +107,6 @@ def best(points: Iterable[CurvePoint]) -> list[CurvePoint]:
             kept.append(point)
             least_us = min(least_us, point.time_added_us)
     return kept
-
-
-def _default_saved(problem: PlanningProblem, chosen: RetentionPlan | None) -> Sequence[Any]:
-    graph = problem.graph
-    by_name = {node.name: node for node in graph.graph.nodes}
-    if chosen is not None and all(name in by_name for name in chosen.default_saved):
-        return [by_name[name] for name in chosen.default_saved]
-    return default_saved_values(graph.module, graph.roles, 1)
 
 
 def _point(candidate: Candidate, limit_bytes: int) -> CurvePoint:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -38,7 +38,7 @@ from satcompile.optimizers.in_backward import LEDGER
 from satcompile.options import Options
 from satcompile.passes.chunked_loss import ChunkedLoss, is_chunked
 from satcompile.passes.fused_update import FusedUpdate, check_order
-from satcompile.passes.recompute import Recompute, budget_search
+from satcompile.passes.recompute import Recompute, Searches, default_saved_nodes
 from satcompile.passes.sparse_forward import SparseForward
 from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.planning_problem import PlanningProblem
@@ -66,6 +66,26 @@ class CodeOnly(torch_compat.GenerationStopped):
     """Both graphs' code exists; a dry attempt asks for no more."""
 
 
+class Known:
+    """What attempts at one graph share: searches for plans, and code that was generated."""
+
+    def __init__(self) -> None:
+        self.searches = Searches()
+        self.codes: dict[Hashable, Code] = {}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What was generated for a plan, and what it allocates."""
+
+    forward: GeneratedGraph | None
+    backward: GeneratedGraph | None
+    walk: StepWalk | None
+    unreadable: str | None
+    origins: dict[bool, dict[str, str]]
+    update_change: GraphChange | None
+
+
 @dataclass
 class Attempt:
     """One compilation of one Dynamo graph, and all that is learned on the way.
@@ -79,6 +99,9 @@ class Attempt:
         default_saved: names of what that plan saves, where that is known.
         lowest_peak: plan for the lowest peak.
         dry: stop when the code is generated.
+        known: from earlier attempts at the graph.
+        plan_key: equal for attempts with the same plan, and so with the same code; None before
+            there is one.
         leaf_gradients: positions among the graph's inputs of leaves, whose gradients stay.
         updates: positions among the graph's inputs of parameters whose gradients the backward is to
             hand to their optimizer.
@@ -110,6 +133,8 @@ class Attempt:
     default_saved: tuple[str, ...] = ()
     lowest_peak: bool = False
     dry: bool = False
+    known: Known = field(default_factory=Known, repr=False)
+    plan_key: Hashable = field(default=None, repr=False)
     leaf_gradients: frozenset[int] = frozenset()
     updates: frozenset[int] = frozenset()
     trained: frozenset[int] = frozenset()
@@ -149,6 +174,16 @@ class Attempt:
         return self.options.checkpoints == "advice" and is_planned
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the plan follows from, for another attempt that comes to the same."""
+        return {
+            "limit_bytes": self.limit_bytes,
+            "saved_limit_bytes": self.saved_limit_bytes,
+            "default_within_bytes": self.default_within_bytes,
+            "lowest_peak": self.lowest_peak,
+        }
+
+    @property
     def step_peak_bytes(self) -> int:
         """What the step allocates: by the generated code where it could be read, else simulated."""
         assert self.outcome is not None
@@ -167,8 +202,9 @@ class Attempt:
     @functools.cached_property
     def search(self) -> BudgetSearch:
         """What other plans the graph has."""
-        assert self.problem is not None
-        return budget_search(self.problem, self.options.solver_effort)
+        assert self.problem is not None and self.outcome is not None
+        saved = default_saved_nodes(self.problem, self.outcome.plan.default_saved)
+        return self.known.searches.of(self.problem, self.options.solver_effort, saved)
 
     @property
     def passes(self) -> tuple[pipeline.PassRecord, ...]:
@@ -243,6 +279,7 @@ class Attempt:
             saved_limit_bytes=self.saved_limit_bytes,
             default_within_bytes=self.default_within_bytes,
             default_saved=self.default_saved,
+            searches=self.known.searches,
         )
         may_chunk = ChunkedLoss.name not in self.options.disable_passes
         self.outcome = pipeline.run(self.problem, recompute, sparse_passes, may_chunk)
@@ -254,7 +291,28 @@ class Attempt:
         self._note_graphs(forward_graph=parts.forward, backward_graph=parts.backward)
         self._outputs = _output_names(parts.forward)
         self.transient_outputs = graph.transient_outputs
+        self.plan_key = _plan_key(self.outcome, self.problem, self.updates)
+        self._stop_where_known()
         return parts.forward, parts.backward
+
+    def _stop_where_known(self) -> None:
+        """End an attempt whose answer needs no code, or code that was generated before."""
+        assert self.outcome is not None
+        code = self.known.codes.get(self.plan_key)
+        if code is not None and (self.dry or self._is_over(code.walk)):
+            self.forward, self.backward, self.walk = code.forward, code.backward, code.walk
+            self.unreadable, self.origins = code.unreadable, code.origins
+            self._update_change = code.update_change
+            raise CodeOnly if self.dry else OverLimit
+        wanted_bytes = max(self.limit_bytes or 0, self.default_within_bytes)
+        is_low_enough = self.outcome.plan.profile.peak_bytes <= wanted_bytes
+        if self.accept_bytes is not None and not is_low_enough:
+            raise OverLimit  # the lowest plan that is known: whoever tightens asks for its code
+
+    def _is_over(self, walk: StepWalk | None) -> bool:
+        if self.accept_bytes is None or walk is None:
+            return False
+        return walk.peak_bytes > self.accept_bytes
 
     def _note_graphs(self, **modules: fx.GraphModule) -> None:
         """For the trace; a plan that is given up leaves nothing there."""
@@ -333,6 +391,9 @@ class Attempt:
                 except SatcompileError as error:
                     raise _Refused(error) from None
             self._check_allocations()
+            self._remember()
+            if self._is_over(self.walk):
+                raise OverLimit
             if self.dry:
                 raise CodeOnly
 
@@ -413,7 +474,7 @@ class Attempt:
         return nullcontext()
 
     def _check_allocations(self) -> None:
-        """Walk both wrappers; over the accepted bytes, end the attempt."""
+        """Walk both wrappers."""
         try:
             if self.forward is None or self.backward is None:
                 raise UnreadableCode("one of the two graphs came without source")
@@ -427,9 +488,16 @@ class Attempt:
         except UnreadableCode as error:
             self.unreadable = str(error)
             log.warning("the allocation check cannot follow the generated code: %s", error)
+
+    def _remember(self) -> None:
+        """The code, for attempts that come to the same plan. What came out of a cache does not say
+        which operation each of its buffers is."""
+        if not self.origins[True]:
             return
-        if self.accept_bytes is not None and self.step_peak_bytes > self.accept_bytes:
-            raise OverLimit
+        self.known.codes[self.plan_key] = Code(
+            self.forward, self.backward, self.walk, self.unreadable, self.origins,
+            self._update_change,
+        )  # fmt: skip
 
 
 class _Partitioner(torch_compat.CustomPartitionerFn):
@@ -480,6 +548,24 @@ def _source_digest() -> str:
     files = sorted({file for root in roots for file in root.rglob("*.py")})
     return torch_compat.digest(
         metadata.version("satcompile"), *(file.read_bytes() for file in files)
+    )
+
+
+def _plan_key(
+    outcome: pipeline.Outcome, problem: PlanningProblem, updates: Iterable[int]
+) -> Hashable:
+    """Of what decides on the code: both graphs, and how they are fused."""
+    plan = outcome.plan
+    values = [n.meta.get("val") for n in problem.graph.primals]
+    return torch_compat.digest(
+        str(torch_compat.may_overwrite_saved()),
+        str(plan.is_default),
+        str(sorted(updates)),
+        str([n.name for n in (*plan.crossing, *plan.scalars)]),
+        str([plan.operations[i].name for i in plan.forward_order]),
+        str([plan.operations[i].name for i in plan.backward_order]),
+        str([(n.name, str(n.target)) for n in problem.graph.graph.nodes]),
+        str([torch_compat.size_hint(v) for v in values if isinstance(v, torch.SymInt)]),
     )
 
 

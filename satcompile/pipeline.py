@@ -160,7 +160,7 @@ def decide(
     before = reference(problem.graph.module)
     records, chunking_us, whole = list(earlier), 0.0, problem
     plan = _planned(problem, recompute, before, records)
-    if may_chunk and not plan.is_default:
+    if may_chunk and not recompute.is_content_with(plan):
         problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
     if problem is not whole:
         chunking_us = problem.step_time_us - whole.step_time_us

@@ -24,7 +24,7 @@ import torch
 
 from satcompile.capture import Capture
 from satcompile.options import Options
-from satcompile.passes.recompute import Recompute, budget_search
+from satcompile.passes.recompute import Recompute, Searches, default_saved_nodes
 from satcompile.planning.trace import SymbolicStep
 from satcompile.planning_problem import PlanningProblem
 from satcompile.residency import Residency
@@ -137,13 +137,15 @@ class _Plans:
     """What can be decided for a problem: the two ends, and one plan between them."""
 
     def __init__(self, problem: PlanningProblem, effort: int) -> None:
-        self._problem, self._search = problem, budget_search(problem, effort)
-        own = Recompute(None, effort=effort).run(problem)
-        self.default = self._search.candidate(own.saved)
+        searches = Searches()
+        own = Recompute(None, effort=effort, searches=searches).run(problem)
+        saved = default_saved_nodes(problem, own.default_saved)
+        self._problem, self._search = problem, searches.of(problem, effort, saved)
+        self.default = self._search.default
 
     @cached_property
     def lowest(self) -> Candidate:
-        return self._search.floor(self.default.solution.saved_bytes)
+        return self._search.floor()
 
     def checkpointed(self) -> Candidate | None:
         """A low plan that is quickly made."""
@@ -162,9 +164,7 @@ class _Plans:
         is_large = len(self._problem.operations) > _LARGE
         for _ in range(_SOLVES_OF_LARGE if is_large else _SOLVES):
             middle_bytes = (low_bytes + high_bytes) // 2
-            found = self._search.within(
-                middle_bytes, self.default.solution.saved_bytes, by_rounds=not is_large
-            )
+            found = self._search.within(middle_bytes, by_rounds=not is_large)
             if found is not None and self.share_of(found) <= _HALF:
                 best, high_bytes = found, middle_bytes
                 if self.share_of(found) >= _NEARLY_HALF:

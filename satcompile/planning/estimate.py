@@ -23,7 +23,7 @@ from satcompile.inductor import graph_device
 from satcompile.options import Options
 from satcompile.passes.chunked_loss import ChunkedLoss
 from satcompile.passes.fused_update import FusedUpdate
-from satcompile.passes.recompute import Recompute, budget_search
+from satcompile.passes.recompute import Recompute, Searches, default_saved_nodes
 from satcompile.planning.batches import LargestBatch, largest_batch
 from satcompile.planning.states import Optimizer, state_bytes
 from satcompile.planning.trace import trace, trace_batches
@@ -32,6 +32,7 @@ from satcompile.report.data import GraphReport, PassRow, Report
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.residency import Residency, measure_residency
+from satcompile.retention import RetentionPlan
 from satcompile.solver.search import BudgetSearch
 from satcompile.training_graph import TrainingGraph, storage_bytes
 
@@ -145,14 +146,14 @@ class Plan:
     @cached_property
     def floor_bytes(self) -> int:
         """The smallest peak for which a plan was found."""
-        lowest = self._planner.lowest(self._decision)
-        return self.resident_bytes + lowest.peak_bytes
+        return self.resident_bytes + self._planner.lowest_bytes(self._decision)
 
     @cached_property
     def least_peak_bytes(self) -> int:
         """Proven: no plan of the class that ``bound_kind`` names has a lower peak, of the graph as
         it was planned (a vocabulary in chunks is another graph)."""
-        return self.resident_bytes + self._planner.search(self._decision.problem).least_peak_bytes
+        search = self._planner.search(self._decision.problem, self._decision.plan)
+        return self.resident_bytes + search.least_peak_bytes
 
     @cached_property
     def curve(self) -> tuple[CurvePoint, ...]:
@@ -162,7 +163,7 @@ class Plan:
             decision.problem,
             self._planner.options.solver_effort,
             decision.plan,
-            self._planner.search(decision.problem),
+            self._planner.search(decision.problem, decision.plan),
             decision.chunking_us,
         )
         return tuple(point.above(self.resident_bytes) for point in points)
@@ -224,11 +225,14 @@ class _Planner:
         self.capture, self.device, self.options = capture, device, options
         self._in_backward, self._optimizer = in_backward, optimizer
         self.residency = self._residency(capture)
-        self._searches: dict[int, BudgetSearch] = {}
+        self._searches = Searches()
+        self._lowest_bytes: int | None = None
 
     def plan(self) -> Plan:
         problem = self.problem(self.capture)
-        default = Recompute(None, effort=self.options.solver_effort).run(problem)
+        default = Recompute(None, effort=self.options.solver_effort, searches=self._searches).run(
+            problem
+        )
         resident_bytes = self.residency.total_bytes
         default_bytes = resident_bytes + default.default_profile.peak_bytes
         budget_bytes = self._budget_bytes(default_bytes)
@@ -266,18 +270,17 @@ class _Planner:
             consumed = _consumed(capture)
         return PlanningProblem(capture.graph, CostModel(self.device), consumed)
 
-    def search(self, problem: PlanningProblem) -> BudgetSearch:
-        if id(problem) not in self._searches:
-            self._searches[id(problem)] = budget_search(problem, self.options.solver_effort)
-        return self._searches[id(problem)]
+    def search(self, problem: PlanningProblem, chosen: RetentionPlan) -> BudgetSearch:
+        nodes = default_saved_nodes(problem, chosen.default_saved)
+        return self._searches.of(problem, self.options.solver_effort, nodes)
 
-    def lowest(self, decision: pipeline.Decision) -> Any:
-        """The profile of the lowest plan that is held for the graph as it was planned, or whole."""
-        most = decision.plan.default_profile.saved_bytes
-        profiles = [decision.plan.profile]
-        for problem in {id(p): p for p in (decision.problem, decision.whole)}.values():
-            profiles.append(self.search(problem).floor(most).profile)
-        return min(profiles, key=lambda profile: profile.peak_bytes)
+    def lowest_bytes(self, decision: pipeline.Decision) -> int:
+        """Peak of the lowest plan of the graph, whole or in chunks; it does not depend on what
+        was asked for."""
+        if self._lowest_bytes is None:
+            lowest = self._run(decision.whole, Recompute(limit_bytes=0, lowest_peak=True))
+            self._lowest_bytes = lowest.plan.profile.peak_bytes
+        return self._lowest_bytes
 
     def largest_batch(self, budget_bytes: int | None, reserve_bytes: int) -> LargestBatch:
         if budget_bytes is None:
@@ -315,13 +318,18 @@ class _Planner:
         )
 
     def _decide(self, problem: PlanningProblem, budget_bytes: int | None) -> pipeline.Decision:
-        recompute = Recompute(None, effort=self.options.solver_effort)
+        recompute = Recompute(None)
         if budget_bytes is not None:
             accept_bytes = budget_bytes - self.options.reserve - self.residency.total_bytes
             limit_bytes, default_within_bytes = first_limits(max(accept_bytes, 0))
             recompute = replace(
                 recompute, limit_bytes=limit_bytes, default_within_bytes=default_within_bytes
             )
+        return self._run(problem, recompute)
+
+    def _run(self, problem: PlanningProblem, recompute: Recompute) -> pipeline.Decision:
+        effort = self.options.solver_effort
+        recompute = replace(recompute, effort=effort, searches=self._searches)
         may_chunk = ChunkedLoss.name not in self.options.disable_passes
         return pipeline.decide(problem, recompute, may_chunk=may_chunk)
 

@@ -37,7 +37,8 @@ class GraphReport:
         default_peak_bytes: the same for torch.compile's own plan, by ``default_prediction``.
             Where that is not the plan in use its code is generated at the first call, which
             takes about a quarter of a compilation.
-        floor_bytes: the smallest peak for which a valid plan is held; computed at the first call.
+        floor_bytes: the smallest peak for which a valid plan is held: a budget of that is met. At the
+            first call the code of a few plans is generated, which takes about a compilation.
         least_peak_bytes: no plan of the class that ``bound_kind`` names has a lower peak, simulated;
             None where that is not known.
         measured_peak_bytes: resident plus the latest ``measure_peak`` in which the graph ran.

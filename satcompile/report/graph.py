@@ -26,6 +26,7 @@ def graph_report(
     residency: Residency,
     budget_bytes: int | None,
     default: Callable[[], tuple[int, str]],
+    floor: Callable[[], int],
     latest_call: Callable[[], LatestCall] | None = None,
 ) -> GraphReport:
     """What was decided in ``attempt``.
@@ -39,6 +40,7 @@ def graph_report(
         budget_bytes: what was asked, as a number; None without a budget.
         default: bytes that a step of torch's own plan allocates, and how that is known; called
             when somebody asks.
+        floor: bytes that a step of the lowest plan allocates; called when somebody asks.
         latest_call: what the graph was called with last; None for one that is never called.
     """
     outcome = attempt.outcome
@@ -46,13 +48,10 @@ def graph_report(
     step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
     plan, problem, whole = outcome.plan, attempt.problem, outcome.whole
     forward_us = problem.forward_time_us
-    # What the simulation did not see in this plan, it will not have seen in the lowest one.
-    unseen_bytes = max(0, attempt.step_peak_bytes - plan.profile.peak_bytes)
     notes = list(residency.notes)
     if attempt.unreadable:
         notes.append(f"the generated code could not be followed: {attempt.unreadable}")
     notes.extend(_of_checkpoint_regions(attempt, plan, problem))
-    most = plan.default_profile.saved_bytes
     return GraphReport(
         name=name,
         budget_bytes=budget_bytes,
@@ -80,7 +79,7 @@ def graph_report(
         else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
         _updates=None if latest_call is None else UpdateReport(attempt, latest_call),
         _least=lambda: attempt.search.least_peak_bytes,
-        _floor=lambda: attempt.search.floor(most).profile.peak_bytes + unseen_bytes,
+        _floor=floor,
         _default=default,
         _simulated_default_bytes=plan.default_profile.peak_bytes,
         _curve=lambda: curve(

@@ -24,8 +24,8 @@ def default_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
         plan: any plan for that graph; it knows what torch's own saves.
     """
     by_name = {node.name: node for node in problem.graph.graph.nodes}
-    saved = problem.storages_of(by_name[name] for name in plan.default_saved)
-    default = budget_search(problem, effort=1).candidate(saved)
+    saved = [by_name[name] for name in plan.default_saved]
+    default = budget_search(problem, effort=1, default_saved=saved).default
     return _timeline(problem, default.forward_order, default.backward_order, default.saved)
 
 

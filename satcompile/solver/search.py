@@ -17,6 +17,7 @@ and whatever room a plan leaves is used to save more (``filling``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf
@@ -47,7 +48,9 @@ _HOPELESS = 0.97  # of the lowest peak with two levels: below, only the floor is
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
-_FLOOR_SHARES = (0.0,)  # of the default's saved bytes, beyond what is forced
+_DOWN, _DESCENTS = 0.975, 6  # rungs below the lowest plan that is made without a limit
+# Operations: of larger steps nothing is searched below that plan, or nothing by integer programs.
+_LARGE, _SMALL = 2_000, 200
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Candidate:
 
 
 class BudgetSearch:
-    """Plans for one step under limits on its peak; solutions are kept between calls."""
+    """Plans for one step under limits on its peak; solutions are kept between calls, and an answer
+    does not depend on what was asked before."""
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class BudgetSearch:
         effort: int,
         again_us: Sequence[float] | None = None,
         own_order: bool = True,
+        default_saved: Iterable[int] = (),
     ) -> None:
         """
         Args:
@@ -87,18 +92,35 @@ class BudgetSearch:
             again_us: of each operation, for copies (see ``Timing``).
             own_order: whether the backward may run in an order of the plan's, with several
                 copies; otherwise only what is saved is decided.
+            default_saved: storages that torch's own plan saves, which is a plan, too.
         """
         self.step, self.problem, self.choices = step, problem, choices
         self._gap_us, self._effort, self._own_order = gap_us, effort, own_order
+        self._again_us = again_us
         self._timing = Timing(step, problem, choices, again_us)
-        self._found: list[Candidate] = []
+        self._default_saved = frozenset(default_saved)
         self._position = {storage: i for i, storage in enumerate(choices)}
         self._solved: dict[tuple[int, frozenset[int]], Candidate | None] = {}
+        self._answers: dict[tuple[int, int | None, bool], Candidate | None] = {}
         self._moments_of: dict[int, list[tuple[MomentBound, Orders]]] = {}
 
     @cached_property
     def _spine(self) -> Spine:
         return Spine(self.step, self.problem, self.choices, self._own_order)
+
+    def is_of_same_numbers(self, other: BudgetSearch) -> bool:
+        """Whether the other would find the same plans."""
+        return (self._numbers == other._numbers) and (self.step == other.step)
+
+    @property
+    def _numbers(self) -> tuple[object, ...]:
+        settings = (self._gap_us, self._effort, self._own_order, self._default_saved)
+        return (*settings, list(self.choices), list(self._again_us or ()), self.problem)
+
+    @cached_property
+    def default(self) -> Candidate:
+        """Torch's own plan."""
+        return self.candidate(self._default_saved)
 
     def candidate(self, saved: Iterable[int]) -> Candidate:
         """The plan that saves the given storages (of which only the choices count), its forward in
@@ -160,19 +182,47 @@ class BudgetSearch:
     def within(
         self,
         peak_limit_bytes: int,
-        default_saved_bytes: int,
         saved_limit_bytes: int | None = None,
         by_rounds: bool = True,
     ) -> Candidate | None:
         """The least-time plan found whose simulated peak is within the limit, None if none is.
 
+        Never None at the floor or above, and never a plan that is lower than the floor.
+
         Args:
             peak_limit_bytes: for the whole step.
-            default_saved_bytes: scale for the search of the floor.
             saved_limit_bytes: for what is saved, where that is limited for its own sake.
             by_rounds: whether integer programs with memory bounded at several moments are solved,
                 which takes most of the time for large steps.
         """
+        found = self._searched(peak_limit_bytes, saved_limit_bytes, by_rounds)
+        if found is not None and not self._may_be_below_floor(found):
+            return found
+        try:
+            lowest = self.floor()
+        except two_phase.Infeasible:
+            return found
+        if found is not None and lowest.profile.peak_bytes <= found.profile.peak_bytes:
+            return found
+        return lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
+
+    def _may_be_below_floor(self, found: Candidate) -> bool:
+        """Whether it takes the floor itself to tell; that is below the plans that it is made of."""
+        peak_bytes = found.profile.peak_bytes
+        return bool(peak_bytes < self._lowest_nested_bytes or not self._nested)
+
+    def _searched(
+        self, peak_limit_bytes: int, saved_limit_bytes: int | None, by_rounds: bool
+    ) -> Candidate | None:
+        """The least-time plan found, the floor aside; kept, as attempts at a graph ask again."""
+        key = (peak_limit_bytes, saved_limit_bytes, by_rounds)
+        if key not in self._answers:
+            self._answers[key] = self._search(*key)
+        return self._answers[key]
+
+    def _search(
+        self, peak_limit_bytes: int, saved_limit_bytes: int | None, by_rounds: bool
+    ) -> Candidate | None:
         room = self.room_at_boundary(peak_limit_bytes)
         if saved_limit_bytes is not None:
             room = min(room, saved_limit_bytes)
@@ -191,9 +241,6 @@ class BudgetSearch:
                 best = self._by_nesting(peak_limit_bytes)
             more = self._checkpoints[1 : 1 + self._worth_trying(best, bound_us)]
             best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, more)
-        if best is None:
-            lowest = self.floor(default_saved_bytes)
-            best = lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
         return best
 
     def _by_moments(self, peak_limit_bytes: int, room_bytes: int) -> Candidate | None:
@@ -266,9 +313,7 @@ class BudgetSearch:
     def _from_orders(self, plan: Orders) -> Candidate:
         positions = [self._position[storage] for storage in sorted(plan.saved)]
         solution = replace(two_phase.evaluate(self.problem, positions), time_us=plan.time_us)
-        found = Candidate(plan.saved, solution, plan.profile, plan.forward, plan.backward)
-        self._found.append(found)
-        return found
+        return Candidate(plan.saved, solution, plan.profile, plan.forward, plan.backward)
 
     def _by_saved_bytes(
         self,
@@ -385,20 +430,42 @@ class BudgetSearch:
                 best = self._cheaper(best, self._filled(found, peak_limit_bytes))
         return best
 
-    def floor(self, default_saved_bytes: int) -> Candidate:
-        """The lowest simulated peak found over segmentations and limits on saved bytes."""
-        for forced in self._checkpoints:
-            needed = sum(self.step.storage_bytes[s] for s in forced)
-            for share in _FLOOR_SHARES:
-                self.at_saved_bytes(needed + int(default_saved_bytes * share), forced)
-        found = [*self._found, *(c for c in self._solved.values() if c is not None)]
-        found += [self._from_orders(plan) for _, plan in self._nested]
+    def floor(self) -> Candidate:
+        """The lowest simulated peak found, by a fixed procedure: torch's own plan, checkpoints in
+        one level and in two, and from the lowest of these on whatever is found a rung further down.
+
+        Raises:
+            Infeasible: no valid plan was found.
+        """
+        return self._floor
+
+    @cached_property
+    def _floor(self) -> Candidate:
+        found = [*self._without_limit, *(self._from_orders(plan) for _, plan in self._nested)]
         if not found:
             raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
-        return min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
+        lowest = min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
+        operations = len(self.step.operations)
+        for _ in range(_DESCENTS if operations <= _LARGE else 0):
+            limit_bytes = min(int(lowest.profile.peak_bytes * _DOWN), lowest.profile.peak_bytes - 1)
+            lower = self._searched(limit_bytes, None, by_rounds=operations <= _SMALL)
+            if lower is None:
+                break
+            lowest = lower
+        return lowest
 
-    def least_saved(self, default_saved_bytes: int) -> Candidate:
+    @cached_property
+    def _without_limit(self) -> list[Candidate]:
+        """Torch's own plan, the one with room for everything, and plans that save what the forward
+        is cut by and as little else as they can."""
+        sizes = self.step.storage_bytes
+        found = [self.at_saved_bytes(sum(sizes[s] for s in f), f) for f in self._checkpoints]
+        found.append(self.at_saved_bytes(sum(sizes)))
+        with suppress(two_phase.Infeasible):  # where nobody said what torch's own plan saves
+            found.append(self.default)
+        return [candidate for candidate in found if candidate is not None]
+
+    def least_saved(self) -> Candidate:
         """The plan found that saves the fewest bytes, whatever its peak."""
-        self.floor(default_saved_bytes)
-        found = [c for c in self._solved.values() if c is not None]
+        found = self._without_limit
         return min(found, key=lambda c: (c.profile.saved_bytes, c.profile.peak_bytes))

@@ -95,12 +95,11 @@ def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch)
 
     def promised(*_: Any) -> SimpleNamespace:
         return SimpleNamespace(
-            is_training=True, step_peak_bytes=0, limit_bytes=2**40, saved_limit_bytes=None,
-            lowest_peak=False,
+            is_training=True, step_peak_bytes=0, settings={"limit_bytes": 2**40}
         )  # fmt: skip
 
     monkeypatch.setattr(compilation, "_ROUNDS", 0)
-    monkeypatch.setattr(compilation.Compilation, "_lowest", promised)
+    monkeypatch.setattr(compilation.Compilation, "_floor", promised)
     run = torch.compile(Net(), backend="sat", options={"memory_budget": "60KB"})
     with pytest.raises(satcompile.BudgetError) as caught:
         run(torch.randn(64, 16))

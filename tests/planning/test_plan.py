@@ -79,10 +79,8 @@ def assert_is_the_backends(made: satcompile.Plan, backend: BackendStep) -> None:
     assert made.activations_bytes == plan.default_profile.saved_bytes
     assert made.recompute_time_us == pytest.approx(plan.time_us + outcome.chunking_us)
     assert made.forward_time_us == pytest.approx(outcome.whole.forward_time_us)
-    searches = {backend.attempt.search.floor(plan.default_profile.saved_bytes).profile.peak_bytes}
-    assert made.floor_bytes <= resident_bytes + min(searches)
-    if outcome.problem is outcome.whole:
-        assert made.floor_bytes == resident_bytes + min(*searches, plan.profile.peak_bytes)
+    assert made.floor_bytes <= made.predicted_peak_bytes
+    assert made.floor_bytes <= resident_bytes + backend.attempt.search.floor().profile.peak_bytes
 
 
 # -- the backend's numbers ----------------------------------------------------------------------

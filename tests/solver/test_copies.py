@@ -153,7 +153,7 @@ def test_filling_keeps_to_the_limit_and_takes_no_more_time(made, room_bytes):
 @given(chains(), st.floats(0, 1))
 def test_what_the_search_finds_runs(made, share):
     limit_bytes = some_limit(every_plan(made), share)
-    found = search_of(made).within(limit_bytes, UNLIMITED)
+    found = search_of(made).within(limit_bytes)
     if found is not None:
         assert_runs(Spine(*made), found.saved, found.backward_order)
 
@@ -163,7 +163,7 @@ def test_what_the_search_finds_runs(made, share):
 def test_without_an_order_of_its_own_there_is_one_copy_of_each(made, share):
     limit_bytes = some_limit(every_plan(made), share)
     search = search_of(made, own_order=False)
-    for found in (search.within(limit_bytes, UNLIMITED), search.floor(UNLIMITED)):
+    for found in (search.within(limit_bytes), search.floor()):
         if found is not None:
             assert list(found.backward_order) == backward_order(made[0], found.saved)
 

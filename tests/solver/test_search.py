@@ -112,7 +112,7 @@ def some_limit(plans: list[Candidate], share: float) -> int:
 @given(chains(), st.floats(0, 1))
 def test_what_is_found_within_a_limit_fits_it(made, share):
     limit_bytes = some_limit(every_plan(made), share)
-    found = search_of(made).within(limit_bytes, UNLIMITED)
+    found = search_of(made).within(limit_bytes)
     if found is not None:
         assert found.profile.peak_bytes <= limit_bytes
         assert found.profile == simulate(made[0], found.saved)
@@ -135,7 +135,7 @@ def test_no_plan_within_the_limit_beats_the_bound(made, share, most_saved_bytes)
 def test_the_bound_is_at_most_the_time_of_what_is_found(made, share):
     limit_bytes = some_limit(every_plan(made), share)
     search = search_of(made)
-    found = search.within(limit_bytes, UNLIMITED)
+    found = search.within(limit_bytes)
     if found is not None:
         assert search.bound_us(limit_bytes) <= found.solution.time_us + 1e-6
 
@@ -145,9 +145,9 @@ def test_the_bound_is_at_most_the_time_of_what_is_found(made, share):
 def test_the_floor_is_below_every_plan_that_the_search_has_made(made, shares):
     search, plans = search_of(made), every_plan(made)
     most_bytes = sum(value.num_bytes for value in made[1].values)
-    others = [search.within(some_limit(plans, share), most_bytes) for share in shares]
+    others = [search.within(some_limit(plans, share)) for share in shares]
     others += [search.at_saved_bytes(int(share * most_bytes)) for share in shares]
-    floor = search.floor(most_bytes)
+    floor = search.floor()
     assert all(floor.profile.peak_bytes <= o.profile.peak_bytes for o in others if o is not None)
     assert floor.profile.peak_bytes >= min(plan.profile.peak_bytes for plan in plans)
 
@@ -156,14 +156,14 @@ def test_the_floor_is_below_every_plan_that_the_search_has_made(made, shares):
 @given(chains())
 def test_a_limit_at_the_floor_is_answered(made):
     most_bytes = sum(value.num_bytes for value in made[1].values)
-    floor_bytes = search_of(made).floor(most_bytes).profile.peak_bytes
-    assert search_of(made).within(floor_bytes, most_bytes) is not None
+    floor_bytes = search_of(made).floor().profile.peak_bytes
+    assert search_of(made).within(floor_bytes) is not None
 
 
 @few
 @given(chains())
 def test_with_room_for_everything_nothing_is_recomputed(made):
-    found = search_of(made).within(UNLIMITED, UNLIMITED)
+    found = search_of(made).within(UNLIMITED)
     assert found is not None
     assert found.solution.time_us == 0
 
@@ -172,7 +172,7 @@ def test_with_room_for_everything_nothing_is_recomputed(made):
 @given(chains(), st.floats(0, 1))
 def test_the_same_question_gets_the_same_plan(made, share):
     limit_bytes = some_limit(every_plan(made), share)
-    one, other = (search_of(made).within(limit_bytes, UNLIMITED) for _ in range(2))
+    one, other = (search_of(made).within(limit_bytes) for _ in range(2))
     assert one == other
 
 
@@ -195,7 +195,7 @@ def test_all_saved_peak_where_the_backward_begins():
 
 
 def test_a_limit_below_every_plan_is_answered_by_none():
-    assert search_of(LAYERS).within(17, UNLIMITED) is None
+    assert search_of(LAYERS).within(17) is None
 
 
 def test_no_plan_at_all_is_said_so():
@@ -210,4 +210,4 @@ def test_no_plan_at_all_is_said_so():
     search = BudgetSearch(step, stuck, choices, 0.0, EFFORT)
     assert search.at_saved_bytes(40) is None
     with pytest.raises(two_phase.Infeasible):
-        search.floor(40)
+        search.floor()

@@ -147,7 +147,7 @@ def test_the_least_peak_is_what_one_moment_holds_of_itself():
 def test_below_the_least_peak_the_search_says_that_there_is_nothing():
     search = search_of(WIDE_GRADIENT)
     assert search.bound_us(33) == inf
-    assert search.within(33, 10**9) is None
+    assert search.within(33) is None
 
 
 @pytest.mark.parametrize("seed", range(300))
