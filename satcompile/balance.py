@@ -13,7 +13,7 @@ from typing import Any
 
 from satcompile.compilation import FloorExceeded, Planned
 from satcompile.residency import Residency
-from satcompile.steps import Room, Share, step_peak_bytes
+from satcompile.steps import Room, Share, step_peak_bytes, stretch_of
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 _TRIES = 3  # of compilations, before the lowest plans are taken
@@ -86,7 +86,8 @@ def _generate(
             continue
         left_bytes = min(
             Room(
-                tuple(simulated[:k]), tuple(simulated[k + 1 :]), residencies[k], limit_bytes, 0
+                stretch_of(simulated[:k]), stretch_of(simulated[k + 1 :]), residencies[k],
+                limit_bytes, 0,
             ).left_bytes
             for k, other in enumerate(graphs)
             if other is graph
@@ -100,10 +101,10 @@ def _generate(
     shares = []
     for graph, call_sizes, residency in zip(graphs, sizes, residencies, strict=True):
         planned = plans[id(graph)]
-        walk = planned.walk_at(graph.compilation.symbols, call_sizes)
-        if walk is None:
+        figures = planned.figures_at(graph.compilation.symbols, call_sizes)
+        if figures is None:
             raise FloorExceeded(planned.attempt)
-        shares.append(Share.of(residency, walk))
+        shares.append(Share(residency, figures))
     for graph in graphs:
         graph.replace_plans(plans[id(graph)])
     return Together(shares)
@@ -121,9 +122,10 @@ def _simulated(graph: Any, residency: Residency, share_of_room: float) -> Share:
     attempt = graph.plans[0].attempt
     found = attempt.search.at_saved_bytes(_saved_limit(graph, share_of_room))
     profile = attempt.outcome.plan.default_profile if found is None else found.profile
-    return replace(
-        Share.of(residency, attempt.walk),
+    simulated = replace(
+        attempt.walk.figures,
         forward_bytes=profile.forward.peak_bytes,
         backward_bytes=profile.backward.peak_bytes,
         held_bytes=profile.forward.end_bytes,
     )
+    return Share(residency, simulated)

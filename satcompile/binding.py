@@ -8,11 +8,14 @@ is taken, or a new one made, or a ``BudgetError`` raised.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
+
+import torch
 
 from satcompile import balance, journal, sparse_calls
 from satcompile.compilation import (
@@ -24,19 +27,24 @@ from satcompile.compilation import (
     trained_positions,
 )
 from satcompile.errors import BudgetError
+from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord
-from satcompile.residency import (
-    Residency,
-    gradient_bytes,
-    measure_residency,
-    optimizer_changes,
-    watch_optimizers,
-)
+from satcompile.residency import Residency, gradient_bytes, is_lasting, measure_residency
 from satcompile.sizes import format_bytes
-from satcompile.steps import STEPS, Call, Room, Share, Step, resident_bytes, step_peak_bytes
+from satcompile.steps import (
+    NO_CALLS,
+    STEPS,
+    Call,
+    Room,
+    Share,
+    Step,
+    Stretch,
+    resident_bytes,
+    step_peak_bytes,
+)
 from satcompile.torch_compat import planning_for
 
 log = logging.getLogger("satcompile")
@@ -50,13 +58,24 @@ class _Choice:
 
     planned: Planned
     share: Share | None = None
-    counted: frozenset[Any] = frozenset()
     make_report: Callable[[], GraphReport] | None = None
 
     @cached_property
     def report(self) -> GraphReport | None:
         """Made when somebody asks: there may be thousands of choices."""
         return None if self.make_report is None else self.make_report()
+
+
+@dataclass(frozen=True)
+class _Lasting:
+    """What of a call's surroundings stays from step to step."""
+
+    residency: Residency
+    counted: list[int]
+
+
+_Beside = tuple[tuple[Share, ...], tuple[Share, ...]]  # the other calls, before and after
+_numbers = itertools.count()
 
 
 class UnlimitedGraph:
@@ -129,9 +148,16 @@ class BoundGraph:
         self.plans: list[Planned] = []
         self.last_step: Step | None = None
         self._choices: dict[Any, _Choice] = {}
+        self._lasting: dict[Any, _Lasting] = {}
         self._budgets: dict[Sizes, int | None] = {}
+        self._number = next(_numbers)
         self._trained = trained_positions(inputs)
-        watch_optimizers()
+        self._passing = [
+            position
+            for position, value in enumerate(inputs)
+            if isinstance(value, torch.Tensor) and not is_lasting(value)
+        ]
+        OPTIMIZERS.watch()
 
     def is_of_same_code(self, other: BoundGraph) -> bool:
         code = other.record.code
@@ -142,17 +168,24 @@ class BoundGraph:
     def first_plan(self, inputs: Sequence[Any]) -> Planned:
         """Plan for the call that Dynamo compiles for."""
         self.record.know(inputs)
-        call = STEPS.begin(self, inputs)
+        trained = [inputs[position] for position in self._trained]
+        call = STEPS.begin(self, inputs, self._instance(trained))
+        call.sizes = self.compilation.first_sizes
         try:
-            return self._choice(call, inputs, inputs).planned
+            known = set(call.step.seen)
+            residency = measure_residency(inputs, known)
+            self._offered(inputs)
+            before, after = call.before(), call.after()
+            return self._choose(call, inputs, residency, before, after, inputs).planned
         finally:
             STEPS.failed(call)  # it runs, and is counted, when Dynamo calls us
 
     def __call__(self, *args: Any) -> Any:
-        call = STEPS.begin(self, args)
+        trained = [args[position] for position in self._trained]
+        call = STEPS.begin(self, args, self._instance(trained))
         try:
-            choice = self._choice(call, args)
-            call.share, call.counted = choice.share, choice.counted
+            choice = self._choice(call, args, trained)
+            call.share = choice.share
             self.record.decided = choice
             self.record.observe(args)
             results = sparse_calls.run(choice.planned, args)
@@ -163,27 +196,50 @@ class BoundGraph:
         LEDGER.flew(args, self._trained, results)
         return results
 
-    def _choice(
-        self, call: Call, args: Sequence[Any], example_inputs: Sequence[Any] | None = None
-    ) -> _Choice:
-        if example_inputs is None:
-            call.sizes = tuple(int(args[position]) for position in self.compilation.symbols)
-        else:
-            call.sizes = self.compilation.first_sizes
-        trained = [args[position] for position in self._trained]
-        ends = (id(trained[0]), id(trained[-1])) if trained else ()
-        earlier, later = call.earlier_shares(), call.later_shares()
-        set_bytes = gradient_bytes(trained)
+    def _instance(self, trained: Sequence[torch.Tensor]) -> tuple[int, ...]:
+        """Whose forward this is: a parameter in front and one at the end tell instances apart."""
+        return (self._number, id(trained[0]), id(trained[-1])) if trained else (self._number,)
+
+    def _choice(self, call: Call, args: Sequence[Any], trained: Sequence[torch.Tensor]) -> _Choice:
+        call.sizes = tuple([int(args[position]) for position in self.compilation.symbols])
+        lasting = self._lasting_of(call, args, trained)
+        call.step.seen.update(lasting.counted)
+        call.counted = lasting.counted
+        input_bytes = sum([call.step.new_bytes(args[position]) for position in self._passing])
+        updates = self._offered(args)
+        before, after = call.before(), call.after()
+        # What lasts is known by its figures: the same bytes of another call are as good.
+        key = (call.sizes, input_bytes, lasting.residency, before, after, updates)
+        if key not in self._choices:
+            if len(self._choices) >= _MOST_CHOICES:
+                self._choices.clear()
+            residency = replace(lasting.residency, inputs=input_bytes)
+            self._choices[key] = self._choose(call, args, residency, before, after)
+        return self._choices[key]
+
+    def _lasting_of(
+        self, call: Call, args: Sequence[Any], trained: Sequence[torch.Tensor]
+    ) -> _Lasting:
+        """What is resident but for the inputs, which is others only if something happened."""
+        key = (call.who, call.trail, gradient_bytes(trained), OPTIMIZERS.version)
+        if key not in self._lasting:
+            if len(self._lasting) >= _MOST_CHOICES:
+                self._lasting.clear()
+            known = set(call.step.seen)
+            stays = [a for i, a in enumerate(args) if i not in set(self._passing)]
+            found = measure_residency(stays, known)
+            # Torch marks what lasts when it compiles, in the instance for which it does.
+            residency = replace(found, parameters=found.parameters + found.inputs, inputs=0)
+            self._lasting[key] = _Lasting(residency, list(known - call.step.seen))
+        return self._lasting[key]
+
+    def _offered(self, args: Sequence[Any]) -> frozenset[int]:
+        """Gradients that the backward may hand to their optimizer; from now on planned for."""
         offer = LEDGER.offer(args, self._trained)
         self.record.withheld, updates = offer.withheld, offer.positions
         if updates != self.compilation.updates:
             self._switch_to(updates)
-        key = (call.sizes, ends, set_bytes, earlier, later, optimizer_changes(), updates)
-        if key not in self._choices:
-            if len(self._choices) >= _MOST_CHOICES:
-                self._choices.clear()
-            self._choices[key] = self._choose(call, args, earlier, later, example_inputs)
-        return self._choices[key]
+        return updates
 
     def _switch_to(self, updates: frozenset[int]) -> None:
         """From now on plan for backwards that hand over the gradients of these inputs."""
@@ -197,29 +253,28 @@ class BoundGraph:
         self,
         call: Call,
         args: Sequence[Any],
-        earlier: tuple[Share, ...],
-        later: tuple[Share, ...],
-        example_inputs: Sequence[Any] | None,
+        residency: Residency,
+        before: Stretch,
+        after: Stretch,
+        example_inputs: Sequence[Any] | None = None,
     ) -> _Choice:
-        before = call.step.calls[: call.position]
-        seen = {key for other in before for key in (*other.counted, *other.outputs)}
-        known = set(seen)
-        residency = measure_residency(args, known)
         budget_bytes = self._budget(call.sizes, residency, example_inputs)
         if budget_bytes is None:  # a share of the default's peak, where there is no backward
             return _Choice(self.compilation.without_budget(args))
+        beside = call.earlier_shares(), call.later_shares()
         if self._asked.share is not None:
-            earlier = later = ()  # each graph has its own default
-        room = Room(earlier, later, residency, budget_bytes, self.compilation.options.reserve)
+            before = after = NO_CALLS  # each graph has its own default
+            beside = (), ()
+        room = Room(before, after, residency, budget_bytes, self.compilation.options.reserve)
         planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
         if planned is None:
             with journal.refusals(self.compilation):
-                planned = self._plan(call, room, example_inputs)
-        walk = planned.walk_at(self.compilation.symbols, call.sizes)
-        share = Share.of(residency, walk) if walk is not None else None
-        choice = _Choice(planned, share, frozenset(known - seen))
+                planned, room, beside = self._plan(call, room, beside, example_inputs)
+        figures = planned.figures_at(self.compilation.symbols, call.sizes)
+        share = Share(residency, figures) if figures is not None else None
+        choice = _Choice(planned, share)
         if planned.attempt.is_training:
-            choice.make_report = partial(self._report, call, planned, room, share)
+            choice.make_report = partial(self._report, call, planned, room, beside, share)
             self.record.decided = choice
             journal.tell(planned, self.compilation, choice.make_report)
         return choice
@@ -227,12 +282,12 @@ class BoundGraph:
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
         if planned.attempt.updates != self.compilation.updates:
             return False
-        walk = planned.walk_at(self.compilation.symbols, sizes)
-        if walk is None:
+        figures = planned.figures_at(self.compilation.symbols, sizes)
+        if figures is None:
             simulated_bytes = planned.attempt.step_peak_bytes
             at_its_sizes = sizes == planned.sizes and planned.attempt.walk is None
             return at_its_sizes and simulated_bytes <= room.left_bytes
-        return room.peak_bytes_with(Share.of(room.residency, walk)) <= room.limit_bytes
+        return room.peak_bytes_with(figures) <= room.limit_bytes
 
     def _budget(
         self, sizes: Sizes, residency: Residency, example_inputs: Sequence[Any] | None
@@ -244,11 +299,14 @@ class BoundGraph:
             self._budgets[key] = self.compilation.budget_bytes(residency, sizes, example_inputs)
         return self._budgets[key]
 
-    def _plan(self, call: Call, room: Room, example_inputs: Sequence[Any] | None) -> Planned:
+    def _plan(
+        self, call: Call, room: Room, beside: _Beside, example_inputs: Sequence[Any] | None
+    ) -> tuple[Planned, Room, _Beside]:
+        """Another plan, and the room as it is with it."""
         if example_inputs is None:
             self._announce(call, room)
-        if room.later and call.position == 0:
-            return self._plan_whole_step(call, room)
+        if beside[1] and call.position == 0:
+            return self._plan_whole_step(call, room, beside[1])
         try:
             planned = self.compilation.within(
                 room.left_bytes, call.sizes, example_inputs, lowest_may_exceed=call.is_provisional
@@ -258,41 +316,60 @@ class BoundGraph:
                 found.attempt, room.residency, room.outside_bytes, self.compilation.options,
                 room.budget_bytes, self._situation(call, room),
             ) from None  # fmt: skip
-        if call.is_provisional and planned.attempt.step_peak_bytes > room.left_bytes:
-            log.warning(
-                "%s: beside what earlier graphs of this step hold, no plan is within the "
-                "memory_budget. The first step may exceed it; from the second on all graphs are "
-                "planned together.",
-                self.name,
-            )
         if not planned.holds_at(self.compilation.symbols, call.sizes):
             raise self._no_other_plan(call, room)
         self.add(planned)
-        return planned
+        self._check_whole_step(call, room, planned)
+        return planned, room, beside
 
-    def _plan_whole_step(self, call: Call, room: Room) -> Planned:
+    def _check_whole_step(self, call: Call, room: Room, planned: Planned) -> None:
+        """Calls that are planned already may not fit beside a new plan, though it fits beside
+        them: their backwards run while its gradients are there."""
+        figures = planned.figures_at(self.compilation.symbols, call.sizes)
+        if figures is None:
+            return
+        peak_bytes = room.peak_bytes_with(figures)
+        if peak_bytes <= room.limit_bytes:
+            return
+        if not call.is_provisional:
+            raise self._below_floor_of_step(room, peak_bytes, call.position + 1)
+        log.warning(
+            "%s: beside what earlier graphs of this step hold, no plan is within the "
+            "memory_budget. The first step may exceed it; from the second on all graphs are "
+            "planned together.",
+            self.name,
+        )
+
+    def _plan_whole_step(
+        self, call: Call, room: Room, later: Sequence[Share]
+    ) -> tuple[Planned, Room, _Beside]:
         """All graphs of the step that this call begins, so that the whole fits."""
         last = call.last_step
         assert last is not None
         graphs = [call.graph, *(other.graph for other in last.calls[1:])]
         sizes = [call.sizes, *(other.sizes for other in last.calls[1:])]
-        residencies = [room.residency, *(share.residency for share in room.later)]
+        residencies = [room.residency, *(share.residency for share in later)]
         found = balance.plan_together(graphs, sizes, residencies, room.limit_bytes)
         for other, share in zip(last.calls, found.shares, strict=True):
             other.share = share
+        last.changed()
         if found.peak_bytes > room.limit_bytes:
-            floor_bytes = found.peak_bytes + room.reserve_bytes
-            raise BudgetError(
-                f"memory_budget {self._asked.text!r} "
-                f"({format_bytes(room.budget_bytes)}) is below the floor of "
-                f"{format_bytes(floor_bytes)} ({floor_bytes} bytes) of a step of {len(graphs)} "
-                "compiled graphs (graph breaks). Raise the budget to the floor or above, lower the "
-                "batch size or sequence length, or remove the graph breaks, so that one plan "
-                "covers the whole step.",
-                budget_bytes=room.budget_bytes, floor_bytes=floor_bytes, floor_op=self.name,
-            )  # fmt: skip
-        room.later = tuple(found.shares[1:])
-        return next(p for p in self.plans if p.attempt.updates == self.compilation.updates)
+            raise self._below_floor_of_step(room, found.peak_bytes, len(graphs))
+        room = replace(room, later=last.suffix(1))
+        planned = next(p for p in self.plans if p.attempt.updates == self.compilation.updates)
+        return planned, room, ((), tuple(found.shares[1:]))
+
+    def _below_floor_of_step(self, room: Room, peak_bytes: int, num_graphs: int) -> BudgetError:
+        floor_bytes = peak_bytes + room.reserve_bytes
+        return BudgetError(
+            f"memory_budget {self._asked.text!r} "
+            f"({format_bytes(room.budget_bytes)}) is below the floor of "
+            f"{format_bytes(floor_bytes)} ({floor_bytes} bytes) of a step of {num_graphs} "
+            "compiled graphs (graph breaks). Raise the budget to the floor or above, lower the "
+            "batch size or sequence length, or remove the graph breaks, so that one plan "
+            "covers the whole step.",
+            budget_bytes=room.budget_bytes, floor_bytes=floor_bytes, floor_op=self.name,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -341,14 +418,16 @@ class BoundGraph:
 
     # -- the report ------------------------------------------------------------------------
 
-    def _report(self, call: Call, planned: Planned, room: Room, share: Share | None) -> GraphReport:
+    def _report(
+        self, call: Call, planned: Planned, room: Room, beside: _Beside, share: Share | None
+    ) -> GraphReport:
         compilation, sizes = self.compilation, call.sizes
-        shares = [*room.earlier, *([share] if share else []), *room.later]
+        shares = [*beside[0], *([share] if share else []), *beside[1]]
         several = len(shares) > 1
 
         def default() -> tuple[int, str]:
             if several:
-                return _default_of_whole_step(call, room)
+                return _default_of_whole_step(call, room.residency, beside)
             return compilation.default_peak_bytes(sizes, planned.attempt)
 
         with planning_for(compilation.values(sizes)):  # shapes as they are now
@@ -358,25 +437,25 @@ class BoundGraph:
                 partial(compilation.floor_bytes, sizes, planned.attempt), self.record.latest_call,
             )  # fmt: skip
         if several:
-            _count_whole_step(report, shares, len(room.earlier))
+            _count_whole_step(report, shares, len(beside[0]))
         return report
 
     def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
         """What a call would add to its step by torch's own plan."""
         walk = self.compilation.default_walk(sizes, self.plans[0].attempt)
-        return None if walk is None else Share.of(residency, walk)
+        return None if walk is None else Share(residency, walk.figures)
 
 
-def _default_of_whole_step(call: Call, room: Room) -> tuple[int, str]:
+def _default_of_whole_step(call: Call, residency: Residency, beside: _Beside) -> tuple[int, str]:
     """Bytes allocated at the peak of a step of which every graph has torch's own plan."""
     last = call.last_step
     calls = [*call.step.calls[: call.position], call]
     calls += last.calls[call.position + 1 :] if last is not None else []
-    residencies = [s.residency for s in room.earlier]
-    residencies += [room.residency, *(s.residency for s in room.later)]
+    residencies = [s.residency for s in beside[0]]
+    residencies += [residency, *(s.residency for s in beside[1])]
     shares = [
-        other.graph.default_share(other.sizes, residency)
-        for other, residency in zip(calls, residencies, strict=False)
+        other.graph.default_share(other.sizes, alive)
+        for other, alive in zip(calls, residencies, strict=False)
     ]
     known = [share for share in shares if share is not None]
     how = "generated code" if len(known) == len(shares) else "simulation"

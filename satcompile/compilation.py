@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from satcompile.errors import BudgetError
-from satcompile.generated_code import StepWalk, UnreadableCode, walk_step
+from satcompile.generated_code import Figures, StepWalk, UnreadableCode, walk_step
 from satcompile.inductor import Attempt, CodeOnly, Known, OverLimit, graph_device
 from satcompile.options import Options
 from satcompile.passes.recompute import RUNG
@@ -41,6 +41,7 @@ log = logging.getLogger("satcompile")
 _ROUNDS = 5  # of tightening, before the plan with the lowest peak is taken
 _MARGIN = 0.015  # of the first round's limit: the simulation is that close to generated code
 _WALKS = 4  # kept per plan: their events are many
+_MOST_FIGURES = 10_000  # kept per plan
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
 _RUNGS_ABOVE_FLOOR = (1, 2)  # where code may be lower than that of the lowest simulated peak
 AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
@@ -68,6 +69,16 @@ class Planned:
     conditions: Sequence[Any] = ()
     is_told: bool = False
     _walks: dict[Sizes, StepWalk | None] = field(default_factory=dict)
+    _figures: dict[Sizes, Figures | None] = field(default_factory=dict)
+
+    def figures_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Figures | None:
+        """What ``walk_at`` comes to, known again for sizes that come again."""
+        if sizes not in self._figures:
+            if len(self._figures) >= _MOST_FIGURES:
+                self._figures.clear()
+            walk = self.walk_at(symbols, sizes)
+            self._figures[sizes] = None if walk is None else walk.figures
+        return self._figures[sizes]
 
     def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
         """The step's allocations at given sizes; None where the code cannot be followed or does

@@ -17,6 +17,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -161,6 +162,29 @@ class GeneratedGraph:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What a walk comes to, in bytes.
+
+    Attributes:
+        forward_bytes: peak of what the forward allocates.
+        backward_bytes: peak over the backward, with what the forward left.
+        held_bytes: alive between the two.
+        output_bytes: of these, results that the caller may keep after the backward.
+        gradient_bytes: of leaves, alive after the backward.
+    """
+
+    forward_bytes: int
+    backward_bytes: int
+    held_bytes: int
+    output_bytes: int
+    gradient_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.forward_bytes, self.backward_bytes)
+
+
+@dataclass(frozen=True)
 class StepWalk:
     """Events of a step's two calls; sizes are of what the step allocates.
 
@@ -178,9 +202,20 @@ class StepWalk:
         forward = replay(self.forward)
         return forward, replay(self.backward, start_bytes=forward.end_bytes)
 
+    @cached_property
+    def figures(self) -> Figures:
+        forward, backward = self.profiles()
+        return Figures(
+            forward.peak_bytes,
+            backward.peak_bytes,
+            self.held_bytes,
+            self.bytes_at_end("outputs"),
+            self.bytes_at_end("gradients"),
+        )
+
     @property
     def peak_bytes(self) -> int:
-        return max(profile.peak_bytes for profile in self.profiles())
+        return self.figures.peak_bytes
 
     @property
     def held_bytes(self) -> int:

@@ -561,6 +561,7 @@ def _plan_key(
         str(torch_compat.may_overwrite_saved()),
         str(plan.is_default),
         str(sorted(updates)),
+        str([(n.name, n.meta.get("recompute")) for n in problem.graph.graph.nodes]),
         str([n.name for n in (*plan.crossing, *plan.scalars)]),
         str([plan.operations[i].name for i in plan.forward_order]),
         str([plan.operations[i].name for i in plan.backward_order]),

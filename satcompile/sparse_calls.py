@@ -13,9 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from satcompile.compilation import Planned
 from satcompile.errors import UnsupportedError
 from satcompile.inductor import Attempt
+from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.optimizers.fused import FusedOptimizer
 from satcompile.optimizers.in_backward import LEDGER
-from satcompile.residency import live_optimizers
 from satcompile.sparsity import masks, population
 
 log = logging.getLogger("satcompile")
@@ -63,7 +63,7 @@ def _joined(attempt: Attempt, args: Sequence[Any]) -> dict[int, masks.Bound]:
 def _not_fused(name: str, parameter: torch.Tensor) -> UnsupportedError:
     holders = [
         type(optimizer).__name__
-        for optimizer in live_optimizers()
+        for optimizer in OPTIMIZERS.alive()
         if any(p is parameter for group in optimizer.param_groups for p in group["params"])
     ]
     held = f"is held by {' and '.join(holders)}" if holders else "is held by no optimizer"

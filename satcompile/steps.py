@@ -9,89 +9,124 @@ once a step has run to its end: from the second step on, the whole is planned.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 
-from satcompile.generated_code import StepWalk
+from satcompile.generated_code import Figures
 from satcompile.residency import Residency, storage_key
-from satcompile.torch_compat import backward_node
+from satcompile.torch_compat import StorageReference, backward_node
+
+_MOST_TRAILS = 10_000  # remembered; those of steps that never come again would pile up
+
+
+class Stretch(NamedTuple):
+    """Calls that follow one another in a step, as what the rest of the step must know of them.
+
+    Two of them make one, whatever calls they were made of, so that a call costs the same in a step
+    of a thousand as in a step of one.
+
+    Attributes:
+        lasting_bytes: alive before the step and after it.
+        held_bytes: inputs, and what is kept for the backwards.
+        gradient_bytes: of leaves, alive after the backwards.
+        output_bytes: of the last call's results, which the caller may keep.
+        forward_bytes: peak over the forwards, from what was alive before the first.
+        backward_bytes: peak over the backwards but the last call's, without its results.
+        last_bytes: peak of the last call's backward.
+    """
+
+    lasting_bytes: int
+    held_bytes: int
+    gradient_bytes: int
+    output_bytes: int
+    forward_bytes: int
+    backward_bytes: int
+    last_bytes: int
+
+    def then(self, other: Stretch) -> Stretch:
+        """With the calls of ``other`` behind these: their forwards run while these hold what they
+        keep, the backwards of these when those have left their gradients."""
+        if other is NO_CALLS:
+            return self
+        beside = max(self.backward_bytes, self.last_bytes) + other.gradient_bytes
+        return Stretch(
+            self.lasting_bytes + other.lasting_bytes,
+            self.held_bytes + other.held_bytes,
+            self.gradient_bytes + other.gradient_bytes,
+            other.output_bytes,
+            max(self.forward_bytes, self.held_bytes + other.forward_bytes),
+            max(beside, self.held_bytes + other.backward_bytes),
+            self.held_bytes + other.last_bytes,
+        )
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of a step of these calls, with what is resident."""
+        backwards = max(self.backward_bytes + self.output_bytes, self.last_bytes)
+        return self.lasting_bytes + max(0, self.forward_bytes, backwards)
+
+
+_NEVER = -(1 << 60)  # a peak that is none
+NO_CALLS = Stretch(0, 0, 0, 0, _NEVER, _NEVER, _NEVER)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one call adds to its step, in bytes.
+    """What one call adds to its step.
 
     Attributes:
         residency: what is alive before the call and not counted with an earlier one.
-        forward_bytes: peak of what the forward allocates.
-        backward_bytes: peak over the backward, with what the forward left.
-        held_bytes: alive between the two.
-        output_bytes: of these, results that the caller may keep after the backward.
-        gradient_bytes: of leaves, alive after the backward.
+        figures: what its code allocates; zeros once its backward has run.
     """
 
     residency: Residency
-    forward_bytes: int
-    backward_bytes: int
-    held_bytes: int
-    output_bytes: int
-    gradient_bytes: int
+    figures: Figures
 
-    @classmethod
-    def of(cls, residency: Residency, walk: StepWalk) -> Share:
-        forward, backward = walk.profiles()
-        return cls(
-            residency,
-            forward.peak_bytes,
-            backward.peak_bytes,
-            walk.held_bytes,
-            walk.bytes_at_end("outputs"),
-            walk.bytes_at_end("gradients"),
+    @cached_property
+    def stretch(self) -> Stretch:
+        inputs, figures = self.residency.inputs, self.figures
+        return Stretch(
+            self.residency.total_bytes - inputs,
+            inputs + figures.held_bytes,
+            figures.gradient_bytes,
+            figures.output_bytes,
+            inputs + figures.forward_bytes,
+            _NEVER,
+            inputs + figures.backward_bytes,
         )
 
+    @cached_property
     def closed(self) -> Share:
         """The share of a call whose backward has run: what stays are its gradients."""
-        residency = replace(
-            self.residency, inputs=0, gradients=self.residency.gradients + self.gradient_bytes
-        )
-        return Share(residency, 0, 0, 0, 0, 0)
+        gradients = self.residency.gradients + self.figures.gradient_bytes
+        return Share(replace(self.residency, inputs=0, gradients=gradients), NOTHING)
+
+
+NOTHING = Figures(0, 0, 0, 0, 0)
+
+
+def stretch_of(shares: Iterable[Share]) -> Stretch:
+    return functools.reduce(Stretch.then, (share.stretch for share in shares), NO_CALLS)
 
 
 def resident_bytes(shares: Sequence[Share]) -> int:
     """Alive before a step: inputs of the first call, and whatever stays from step to step."""
     if not shares:
         return 0
-    lasting = sum(share.residency.total_bytes - share.residency.inputs for share in shares)
-    return lasting + shares[0].residency.inputs
-
-
-def bytes_before(shares: Sequence[Share], position: int) -> int:
-    """Held by earlier calls when the one at ``position`` begins, and its own new inputs."""
-    return sum(share.held_bytes for share in shares[:position]) + sum(
-        share.residency.inputs for share in shares[1 : position + 1]
-    )
-
-
-def bytes_after(shares: Sequence[Share], position: int) -> int:
-    """Left by later calls when the backward of the one at ``position`` begins: gradients, and
-    the step's result."""
-    later = shares[position + 1 :]
-    return sum(share.gradient_bytes for share in later) + (later[-1].output_bytes if later else 0)
+    return stretch_of(shares).lasting_bytes + shares[0].residency.inputs
 
 
 def step_peak_bytes(shares: Sequence[Share]) -> int:
     """Peak of a step of several calls, with what is resident."""
-    peaks = [0]
-    for position, share in enumerate(shares):
-        before = bytes_before(shares, position)
-        peaks.append(before + share.forward_bytes)
-        peaks.append(before + share.backward_bytes + bytes_after(shares, position))
-    return resident_bytes(shares) + max(peaks)
+    return stretch_of(shares).peak_bytes
 
 
 @dataclass
@@ -99,13 +134,13 @@ class Room:
     """What a call may take beside the others of its step.
 
     Attributes:
-        earlier, later: shares of the calls before and after it.
+        earlier, later: the calls before and after it.
         residency: its own.
         budget_bytes: for the whole step; ``reserve_bytes`` of it are not ours.
     """
 
-    earlier: tuple[Share, ...]
-    later: tuple[Share, ...]
+    earlier: Stretch
+    later: Stretch
     residency: Residency
     budget_bytes: int
     reserve_bytes: int
@@ -114,37 +149,47 @@ class Room:
     def limit_bytes(self) -> int:
         return self.budget_bytes - self.reserve_bytes
 
-    def peak_bytes_with(self, share: Share) -> int:
-        """Of the whole step, were ``share`` this call's."""
-        return step_peak_bytes([*self.earlier, share, *self.later])
+    def peak_bytes_with(self, figures: Figures) -> int:
+        """Of the whole step, were these the call's."""
+        own = Share(self.residency, figures).stretch
+        return self.earlier.then(own).then(self.later).peak_bytes
 
     @property
     def left_bytes(self) -> int:
         """For what the call's own forward and backward allocate."""
-        shares = [*self.earlier, Share(self.residency, 0, 0, 0, 0, 0), *self.later]
-        position = len(self.earlier)
-        others = bytes_before(shares, position) + bytes_after(shares, position)
-        return self.limit_bytes - resident_bytes(shares) - others
+        return self.limit_bytes - self.residency.total_bytes - self.outside_bytes
 
     @property
     def outside_bytes(self) -> int:
         """Of the other calls, at this call's worst."""
-        return self.limit_bytes - self.left_bytes - self.residency.total_bytes
+        before, after = self.earlier, self.later
+        lasting_bytes = before.lasting_bytes + after.lasting_bytes
+        return lasting_bytes + before.held_bytes + after.gradient_bytes + after.output_bytes
 
 
 @dataclass(eq=False)
 class Call:
-    """A call of a graph in a step; open until its backward begins, or can never come."""
+    """A call of a graph in a step; open until its backward begins, or can never come.
+
+    Attributes:
+        who: tells the instances apart whose forward the graph is.
+        share: what it adds; None where that is not known.
+        counted: storages and parameters that its share counts, by ``storage_key`` and id.
+        trail: tells by how the step came here which tensors earlier calls have counted.
+    """
 
     graph: Any
     step: Step
     position: int
     thread: int
+    who: Any
+    trail: int
     share: Share | None = None
     sizes: tuple[int, ...] = ()
-    counted: frozenset[Any] = frozenset()
-    outputs: set[int] = field(default_factory=set)
+    counted: list[int] = field(default_factory=list)
     is_open: bool = True
+    _before: Stretch = NO_CALLS
+    _closed_before: int = 0
 
     @property
     def last_step(self) -> Step | None:
@@ -156,64 +201,139 @@ class Call:
         """Whether earlier calls of the step were planned before anyone knew of this one."""
         return self.position > 0 and self.last_step is None
 
+    def before(self) -> Stretch:
+        """The calls before this one; closed ones hold no more than their gradients."""
+        step = self.step
+        if self.position:
+            previous = step.calls[self.position - 1]
+            if step.num_closed == previous._closed_before + (not previous.is_open):
+                self._before = previous._before.then(previous.stretch_now)
+            else:
+                earlier = step.calls[: self.position]
+                self._before = functools.reduce(
+                    Stretch.then, (call.stretch_now for call in earlier), NO_CALLS
+                )
+        self._closed_before = step.num_closed
+        return self._before
+
+    @property
+    def stretch_now(self) -> Stretch:
+        if self.share is None:
+            return NO_CALLS
+        return self.share.stretch if self.is_open else self.share.closed.stretch
+
+    def after(self) -> Stretch:
+        """The calls that came after this one in the last step, as they were then."""
+        last = self._followed()
+        return NO_CALLS if last is None else last.suffix(self.position + 1)
+
     def earlier_shares(self) -> tuple[Share, ...]:
-        """Of the calls before this one; closed ones hold no more than their gradients."""
         earlier = self.step.calls[: self.position]
         return tuple(
-            call.share if call.is_open else call.share.closed()
+            call.share if call.is_open else call.share.closed
             for call in earlier
             if call.share is not None
         )
 
     def later_shares(self) -> tuple[Share, ...]:
-        """Of the calls that came after this one in the last step, as they were then."""
+        last = self._followed()
+        later = last.calls[self.position + 1 :] if last is not None else ()
+        return tuple(call.share for call in later if call.share is not None)
+
+    def _followed(self) -> Step | None:
+        """The last step, if it had this graph at this place."""
         last, position = self.last_step, self.position
         if last is None or position >= len(last.calls):
-            return ()
-        if last.calls[position].graph is not self.graph:
-            return ()
-        return tuple(call.share for call in last.calls[position + 1 :] if call.share is not None)
+            return None
+        return last if last.calls[position].graph is self.graph else None
 
 
 @dataclass(eq=False)
 class Step:
-    """The calls of a step so far; it is named after the graph of the first."""
+    """The calls of a step so far; it is named after the graph of the first.
+
+    Attributes:
+        num_closed: how many of them are not open any more.
+        seen: storages and parameters that its calls have counted.
+    """
 
     calls: list[Call] = field(default_factory=list)
+    num_closed: int = 0
+    seen: set[int] = field(default_factory=set)
+    _kept: list[StorageReference] = field(default_factory=list)
+    _suffixes: list[Stretch] = field(default_factory=list)
+
+    def new_bytes(self, tensor: torch.Tensor) -> int:
+        """Bytes of a call's input or result, 0 if an earlier call has counted them."""
+        storage = tensor.untyped_storage()
+        key = storage_key(tensor)
+        if key in self.seen:
+            return 0
+        self.seen.add(key)
+        # As long as somebody refers to it, no other storage gets its address and so its key.
+        self._kept.append(StorageReference(storage))
+        return int(storage.nbytes())
+
+    def suffix(self, position: int) -> Stretch:
+        """The calls from this one on; for a step that has ended."""
+        if not self._suffixes:
+            found = NO_CALLS
+            self._suffixes = [found]
+            for call in reversed(self.calls):
+                if call.share is not None:
+                    found = call.share.stretch.then(found)
+                self._suffixes.append(found)
+            self._suffixes.reverse()
+        return self._suffixes[position]
+
+    def changed(self) -> None:
+        """The share of some call is another one."""
+        self._suffixes = []
 
 
 class Steps:
     """Every open call of the process. Autograd runs backwards in threads of its own."""
 
     def __init__(self) -> None:
-        self._open: list[Call] = []
+        self._open: dict[Call, None] = {}  # in the order of their coming
         self._current: dict[int, Step] = {}
+        self._trails: dict[tuple[int, Any], int] = {}
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
-    def begin(self, graph: Any, args: Sequence[Any]) -> Call:
-        """A forward is about to run: as the root of a step, or as part of the one under way."""
+    def begin(self, graph: Any, args: Sequence[Any], who: Any = ()) -> Call:
+        """A forward is about to run: as the root of a step, or as part of the one under way.
+
+        Args:
+            graph, args: what is called.
+            who: tells the instances apart whose forward the graph is.
+        """
         thread = threading.get_ident()
         with self._lock:
-            earlier = [call for call in self._open if call.thread == thread]
             step = self._current.get(thread)
-            if step is None or not earlier or not _continues(graph, args, earlier):
+            if step is None or not self._continues(graph, args, thread):
                 if step is not None and len(step.calls) > 1:
                     step.calls[0].graph.last_step = step
+                    step.seen, step._kept = set(), []
                 step = self._current[thread] = Step()
-            call = Call(graph, step, len(step.calls), thread)
+            trail = self._trail_behind(step.calls[-1]) if step.calls else 0
+            call = Call(graph, step, len(step.calls), thread, who, trail)
             step.calls.append(call)
         return call
 
     def opened(self, call: Call, results: Sequence[Any]) -> None:
         """Its forward has run and returned ``results``."""
-        tensors = [r for r in results if isinstance(r, torch.Tensor)]
-        call.outputs = {storage_key(tensor) for tensor in tensors}
-        node = next((n for n in map(backward_node, tensors) if n is not None), None)
+        node, step = None, call.step
+        for result in results:
+            if isinstance(result, torch.Tensor):
+                step.new_bytes(result)
+                node = node or backward_node(result)
         if node is None:
             call.is_open = False
+            step.num_closed += 1
             return
         with self._lock:
-            self._open.append(call)
+            self._open[call] = None
         weakref.finalize(node, self._close, call).atexit = False
 
     def failed(self, call: Call) -> None:
@@ -221,12 +341,14 @@ class Steps:
         with self._lock:
             if call in call.step.calls:
                 call.step.calls.remove(call)
+            call.step.seen.difference_update(call.counted)
 
     def backward_begins(self, graph: Any) -> None:
         with self._lock:
-            mine = [call for call in self._open if call.graph is graph]
-            if mine:
-                self._remove(mine[-1])
+            for call in reversed(self._open):
+                if call.graph is graph:
+                    self._remove(call)
+                    return
 
     def open_calls(self) -> tuple[Call, ...]:
         """Calls whose backward may still come."""
@@ -238,16 +360,27 @@ class Steps:
             self._remove(call)
 
     def _remove(self, call: Call) -> None:
+        if call.is_open:
+            call.step.num_closed += 1
         call.is_open = False
-        if call in self._open:
-            self._open.remove(call)
+        self._open.pop(call, None)
 
+    def _continues(self, graph: Any, args: Sequence[Any], thread: int) -> bool:
+        """Whether a call belongs to the step of the open ones: by autograd, or by its code."""
+        others = [call for call in self._open if call.thread == thread]
+        if not others:
+            return False
+        if any(isinstance(arg, torch.Tensor) and arg.grad_fn is not None for arg in args):
+            return True
+        return any(graph.is_of_same_code(call.graph) for call in others)
 
-def _continues(graph: Any, args: Sequence[Any], earlier: Sequence[Call]) -> bool:
-    """Whether a call belongs to the step of the open ones: by autograd, or by its code."""
-    if any(isinstance(arg, torch.Tensor) and arg.grad_fn is not None for arg in args):
-        return True
-    return any(graph.is_of_same_code(call.graph) for call in earlier)
+    def _trail_behind(self, call: Call) -> int:
+        key = (call.trail, call.who)
+        if key not in self._trails:
+            if len(self._trails) >= _MOST_TRAILS:
+                self._trails.clear()
+            self._trails[key] = next(self._numbers)  # never one that was given before
+        return self._trails[key]
 
 
 STEPS = Steps()

@@ -707,6 +707,19 @@ def backward_node(tensor: torch.Tensor) -> Any | None:
     return None
 
 
+class StorageReference:
+    """Refers to a storage without keeping its memory; while it does, no other storage is where this
+    one was. ``UntypedStorage._weak_ref``, ``_free_weak_ref``: 2.11, 2.13."""
+
+    __slots__ = ("_pointer",)
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self._pointer = storage._weak_ref()
+
+    def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
+        free(self._pointer)
+
+
 def size_expression(value: Any) -> Any:
     """An int, or the sympy expression behind a symbolic size. 2.11, 2.13."""
     return value.node.expr if isinstance(value, SymTypes) else int(value)
@@ -912,6 +925,26 @@ def parameter_name(placeholder: fx.Node) -> str:
     text = name() if callable(name) else str(name)
     parts = re.findall(r"_(?:modules|parameters)\['([^']+)'\]", text)
     return ".".join(parts) or text or placeholder.name
+
+
+def watch_optimizers_given(told: Callable[[torch.optim.Optimizer], None]) -> None:
+    """Call ``told`` with every optimizer that has been given parameters, as each is when it is made,
+    or a state, as by ``load_state_dict``, a copy, and unpickling. Torch has public hooks for neither
+    (``register_optimizer_step_post_hook`` comes with the first step only). Both are methods of the
+    base class, which subclasses extend and call. 2.11, 2.13."""
+    from torch.optim import Optimizer
+
+    def watched(original: Any) -> Any:
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            told(self)
+            return result
+
+        return method
+
+    Optimizer.add_param_group = watched(Optimizer.add_param_group)  # type: ignore[method-assign]
+    Optimizer.__setstate__ = watched(Optimizer.__setstate__)  # type: ignore[method-assign]
 
 
 def watch_loss_scaling(scaled: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from satcompile.errors import OptionError
-from satcompile.residency import predict_state_bytes
+from satcompile.known_optimizers import predict_state_bytes
 
 # A class of torch.optim or like it, its name, or an optimizer, of which the settings count.
 Optimizer = type[torch.optim.Optimizer] | torch.optim.Optimizer | str | None
