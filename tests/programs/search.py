@@ -14,7 +14,7 @@ from tests.programs.failures import Failure
 from tests.programs.program import Program
 from tests.programs.strategy import programs
 
-_SHRINKING = 150  # runs for one kind of failure
+_SHRINKING = 80  # runs for one kind of failure
 
 
 @dataclass
