@@ -131,7 +131,8 @@ def _dense_flops(
 
 
 def _attention_flops(node: fx.Node, backward: bool) -> float:
-    tensors = list(_tensors(_argument_values(node)))
+    # By position, not by distinct node: one tensor may be query, key and value at once.
+    tensors = list(_tensors(a.meta.get("val") for a in node.args if isinstance(a, fx.Node)))
     query, key = (tensors[1], tensors[2]) if backward else (tensors[0], tensors[1])
     *batch, rows, width = (size_hint(s) for s in query.shape)
     columns = size_hint(key.shape[-2])
