@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -54,7 +54,7 @@ class Scored(nn.Module):
 
 def _plain(output: Any) -> Any:
     """transformers' and diffusers' outputs are dicts of their own classes."""
-    return tuple(output.values()) if hasattr(output, "values") else output
+    return tuple(output.values()) if isinstance(output, Mapping) else output
 
 
 def _is_result(value: Any) -> bool:
@@ -74,8 +74,8 @@ def tokens_alone() -> Inputs:
     return {"input_ids": torch.randint(3, VOCABULARY, (BATCH, TOKENS))}
 
 
-def images() -> Inputs:
+def images(side: int = IMAGE) -> Inputs:
     return {
-        "pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE),
+        "pixel_values": torch.randn(BATCH, 3, side, side),
         "labels": torch.randint(0, CLASSES, (BATCH,)),
     }

@@ -126,7 +126,7 @@ def _by_architecture(records: Sequence[Record]) -> str:
                         _ratio(compile_ratios(own)),
                         _ratio(steps),
                     ]
-                )  # fmt: skip
+                )
             )
     return "\n".join(lines)
 

@@ -41,7 +41,7 @@ ROWS = rows_of("mixtures of experts", DECODER, text, {
     "dbrx": ("DbrxForCausalLM", {
         "d_model": HIDDEN, "n_heads": 2, "n_layers": 2, "max_seq_len": 32,
         "ffn_config": {"ffn_hidden_size": HIDDEN, "moe_num_experts": 4, "moe_top_k": 2},
-        "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0},
+        "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8.0},
     }),
     "minimax": ("MiniMaxForCausalLM", {
         **_EXPERTS, "layer_types": ["linear_attention", "full_attention"], "block_size": 4,
