@@ -13,6 +13,7 @@ VARIANTS = ("plain", "checkpointed", "bf16 autocast", "LoRA")
 
 CLEAN, BELOW_FLOOR = "clean", "below the floor"
 NOT_APPLICABLE, NOT_INSTALLED = "not applicable", "not installed"
+NOTHING_COMPILED = "nothing compiled"  # Dynamo gave neither backend a graph
 TORCH_FAILS, EAGER_FAILS = "torch.compile fails too", "eager fails"
 REFUSED = "refused by name"
 # From the worst on: a row that has several is counted under the first.
@@ -25,9 +26,11 @@ FAULTS = (
     "prediction off",
 )
 WRONG, EXCEEDED, CRASH, TIME_OUT, FLOOR_NOT_MET, PREDICTION_OFF = FAULTS
-KINDS = (CLEAN, BELOW_FLOOR, REFUSED, *FAULTS, TORCH_FAILS, EAGER_FAILS, NOT_APPLICABLE,
-         NOT_INSTALLED)  # fmt: skip
-WITHOUT_FIGURES = (NOT_APPLICABLE, NOT_INSTALLED, EAGER_FAILS)
+KINDS = (
+    CLEAN, BELOW_FLOOR, REFUSED, *FAULTS, TORCH_FAILS, NOTHING_COMPILED, EAGER_FAILS,
+    NOT_APPLICABLE, NOT_INSTALLED,
+)  # fmt: skip
+WITHOUT_FIGURES = (NOTHING_COMPILED, NOT_APPLICABLE, NOT_INSTALLED, EAGER_FAILS)
 
 Record = dict[str, Any]
 

@@ -5,9 +5,9 @@ python -m benchmarks.coverage.worker ARCHITECTURE VARIANT BUDGET [BUDGET ...]
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-import resource
 import sys
 import time
 import warnings
@@ -37,6 +37,7 @@ from benchmarks.coverage.rows import (
     NO_BUDGET,
     NOT_APPLICABLE,
     NOT_INSTALLED,
+    NOTHING_COMPILED,
     SHARE,
     Record,
 )
@@ -276,6 +277,10 @@ def rows_of(name: str, variant: str, budgets: Sequence[str]) -> Iterator[Record]
         yield from (base | {"budget": budget} | note for budget in ordered)
         return
     study.compare_torch()
+    if study.torch is not None and not study.torch.graphs:
+        note = {"result": NOTHING_COMPILED, "detail": "Dynamo left all of it to eager"}
+        yield from (base | {"budget": budget} | note for budget in ordered)
+        return
     for budget in ordered:
         started = time.perf_counter()
         record = study.row(budget)
@@ -283,15 +288,26 @@ def rows_of(name: str, variant: str, budgets: Sequence[str]) -> Iterator[Record]
         yield base | {"budget": budget} | record | {"seconds": seconds}
 
 
-def settle() -> None:
-    """What every job's figures depend on, the same for all of them."""
-    warnings.filterwarnings("ignore")
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """What every row's figures depend on, the same for all of them."""
+    dynamo = torch._dynamo.config.patch(
+        recompile_limit=64,  # several copies of one model are compiled in one process
+        allow_rnn=True,  # else LSTMs run eager, whatever the backend
+    )
+    inductor = inductor_config.patch({
+        "cpp.simdlen": 1,
+        "compile_threads": 1,
+        "fx_graph_cache": False,  # what comes from the cache has no compile time
+    })  # fmt: skip
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 64  # several copies of one model are compiled here
-    inductor_config.cpp.simdlen = 1
-    inductor_config.compile_threads = 1
-    inductor_config.fx_graph_cache = False  # a compilation from the cache has no compile time
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with dynamo, inductor, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def warm_up() -> None:
@@ -303,11 +319,11 @@ def warm_up() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     name, variant, *budgets = arguments
-    settle()
-    if not ARCHITECTURES[name].missing:
-        warm_up()
-    for record in rows_of(name, variant, budgets):
-        print("ROW", json.dumps(record), flush=True)
+    with settled():
+        if not ARCHITECTURES[name].missing:
+            warm_up()
+        for record in rows_of(name, variant, budgets):
+            print("ROW", json.dumps(record), flush=True)
     return 0
 
 
