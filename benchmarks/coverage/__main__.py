@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.coverage.command import main
+
+sys.exit(main())
