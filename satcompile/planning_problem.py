@@ -143,6 +143,7 @@ class PlanningProblem:
             reduces=fusible and self._reduces(node),
             workspace_bytes=_reordered_weights_bytes(node) if self._runs_on_cpu else 0,
             stays=not self.is_recomputable(node),
+            runs_anyway=is_random(node),
         )
 
     def _reduces(self, node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,8 @@ class Reference:
         signatures: metadata of each numbered value.
         outputs: numbers of the outputs, forward first; None for outputs that are not values.
         random: names of random nodes that must not run twice.
+        replays: of random nodes in checkpoint regions, by name, their key and how many of the same
+            key come up to them; their number is that of ("replayed", key, count).
         effects: how often each mutation runs.
     """
 
@@ -95,6 +97,7 @@ class Reference:
     signatures: dict[Number, str]
     outputs: list[Number | None]
     random: frozenset[str]
+    replays: dict[str, tuple[Any, int]]
     effects: Counter[Number]
 
 
@@ -125,7 +128,8 @@ def reference(
     numbers: dict[fx.Node, Any] = {}
     inputs: dict[str, Number] = {}
     signatures: dict[Number, str] = {}
-    replayed: dict[Any, int] = {}
+    replayed: Counter[Any] = Counter()
+    replays: dict[str, tuple[Any, int]] = {}
     random = set()
     effects: Counter[Number] = Counter()
     owners = storage_owners(module.graph)
@@ -137,7 +141,8 @@ def reference(
         elif node.op == "call_function" and is_random(node):
             key = key_of(node, numbering, numbers)
             if recompute_tag(node) == "recompute":
-                replayed[key] = replayed.get(key, 0) + 1
+                replayed[key] += 1
+                replays[node.name] = (key, replayed[key])
                 numbers[node] = numbering.of(("replayed", key, replayed[key]))
             else:
                 random.add(node.name)
@@ -149,7 +154,7 @@ def reference(
             effects[numbers[node]] += 1
             _overwrite(node, numbers, owners, numbering)
     outputs = [numbers.get(value) for value in _outputs(module)]
-    return Reference(numbering, inputs, signatures, outputs, frozenset(random), effects)
+    return Reference(numbering, inputs, signatures, outputs, frozenset(random), replays, effects)
 
 
 def _overwrite(
@@ -300,7 +305,7 @@ def _number_emitted(
     passed: Iterable[str],
 ) -> dict[fx.Node, Any]:
     numbers: dict[fx.Node, Any] = {}
-    replayed: dict[Any, int] = {}
+    replayed = _replays_in_order(module, joint)
     known = joint.signatures
     owners = storage_owners(module.graph)
     for node in module.graph.nodes:
@@ -313,6 +318,11 @@ def _number_emitted(
         elif is_rng_save(node) or is_rng_replay(node) or _parts_of_rng(node, numbers) is not None:
             numbers[node] = _number_rng(node, joint, numbers, replayed)
             continue
+        elif node.name in joint.replays and node.op == "call_function":
+            # Torch replays what both graphs draw; what one alone needs is drawn there, once.
+            key = _key(node, joint.numbering, numbers)
+            count = joint.replays[node.name][1]
+            numbers[node] = joint.numbering.table.get(("replayed", key, count))
         elif node.name in joint.random:
             key = ("random", _key(node, joint.numbering, numbers), node.name)
             numbers[node] = joint.numbering.table.get(key)
@@ -338,8 +348,22 @@ def _number_emitted(
     return numbers
 
 
+def _replays_in_order(module: fx.GraphModule, joint: Reference) -> dict[Any, Iterator[int]]:
+    """By key, the counts of the random operators that torch has wrapped to be drawn again: those
+    that do not stand in ``module`` under their own names."""
+    plain = {node.name for node in module.graph.nodes}
+    waiting: dict[Any, list[int]] = {}
+    for name, (key, count) in joint.replays.items():
+        if name not in plain:
+            waiting.setdefault(key, []).append(count)
+    return {key: iter(counts) for key, counts in waiting.items()}
+
+
 def _number_rng(
-    node: fx.Node, joint: Reference, numbers: dict[fx.Node, Any], replayed: dict[Any, int]
+    node: fx.Node,
+    joint: Reference,
+    numbers: dict[fx.Node, Any],
+    replayed: dict[Any, Iterator[int]],
 ) -> Any:
     """Random operators of checkpoint regions: the forward runs one and keeps the generator's
     state, the backward runs it again from that state. Both have the joint node's number."""
@@ -348,8 +372,8 @@ def _number_rng(
         return part[node.args[1]]
     if is_rng_save(node):
         key = _rng_key(node, 0, joint, numbers)
-        replayed[key] = replayed.get(key, 0) + 1
-        number = joint.numbering.table.get(("replayed", key, replayed[key]))
+        count = next(replayed.get(key, iter(())), None)
+        number = joint.numbering.table.get(("replayed", key, count))
         return (("state", key, number), number)
     source = node.args[0]
     state = numbers.get(source) if isinstance(source, fx.Node) else None

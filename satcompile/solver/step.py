@@ -40,6 +40,7 @@ class StepOperation:
         reduces: its result is smaller than what it reads; Inductor gives it a buffer always.
         workspace_bytes: taken and returned within the operation.
         stays: keeps its place among the forward's operations (random draws, effects).
+        runs_anyway: runs whether or not its results are read (random draws).
     """
 
     name: str
@@ -50,6 +51,7 @@ class StepOperation:
     reduces: bool = False
     workspace_bytes: int = 0
     stays: bool = False
+    runs_anyway: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def forward_order(step: Step, saved: Iterable[int]) -> list[int]:
     for operation in step.operations:
         if operation.phase is Phase.FORWARD and not operation.writes:
             targets.update(operation.reads)  # a mutation, run for its effect
+        if operation.runs_anyway and operation.phase is not Phase.BACKWARD:
+            targets.update(operation.writes)
     wanted = _ancestors(step, makers, targets, set())
     return [
         index
