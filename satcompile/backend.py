@@ -88,8 +88,30 @@ def _refuse_gathered(parameters: list[Any]) -> None:
         )
 
 
+_TAKES_SPARSE = {torch.nn.functional.embedding: 6, torch.nn.functional.embedding_bag: 7}
+
+
+def _refuse_sparse_gradients(gm: fx.GraphModule) -> None:
+    """Torch's own compiled code fails on them, too, with an error of its insides."""
+    if not torch.is_grad_enabled():
+        return
+    graphs = [m for m in gm.modules() if isinstance(m, fx.GraphModule)]
+    for node in (node for module in graphs for node in module.graph.nodes):
+        position = _TAKES_SPARSE.get(node.target)
+        if position is None:
+            continue
+        given = node.args[position] if len(node.args) > position else node.kwargs.get("sparse")
+        if given is True:
+            raise UnsupportedError(
+                f"An embedding with sparse=True ({node.name}) has a sparse gradient, which compiled "
+                "code cannot make (torch.compile's own fails on it, too). Use sparse=False with the "
+                "same optimizer's dense form, or keep the embedding outside of the compiled model."
+            )
+
+
 def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callable[..., Any]:
     """A graph of Dynamo's as a callable that keeps to the options."""
+    _refuse_sparse_gradients(gm)
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
     if options.memory_budget is not None:
         _refuse_gathered([inputs[position] for position in parameters])

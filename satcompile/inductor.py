@@ -408,7 +408,23 @@ class Attempt:
             generated(source, {})  # from the cache: nothing was generated, but the text came along
         elif not source and is_backward and self.walk is None:
             self.unreadable = "Inductor kept no source"
-        return self._announced(compiled) if is_backward else compiled
+        return self._announced(self._retainable(compiled)) if is_backward else compiled
+
+    def _retainable(self, compiled: Any) -> Any:
+        """The compiled backward, which may run again where the graph is retained: what it was saved
+        and would overwrite is then copied first."""
+        donated = torch_compat.take_donated_positions()
+        if not donated:
+            return compiled
+
+        def run(args: list[Any]) -> Any:
+            if torch_compat.keeps_graph():
+                args = list(args)
+                for position in donated:
+                    args[position] = torch_compat.same_strided_copy(args[position])
+            return compiled(args)
+
+        return run
 
     def _mask_inference(self, gm: fx.GraphModule) -> None:
         """What is evaluated is what is trained: a sparse forward without a backward."""

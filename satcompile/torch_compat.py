@@ -180,6 +180,21 @@ def may_overwrite_saved() -> bool:
     return bool(functorch_config.donated_buffer)
 
 
+def take_donated_positions() -> tuple[int, ...]:
+    """Positions among the arguments of the backward that was just compiled of saved tensors whose
+    memory it uses again. The caller sees to it that a retained graph keeps them; torch, told of
+    none, then does not refuse to run it. ``fw_metadata.bw_donated_idxs``: 2.11, 2.13."""
+    from torch._guards import TracingContext
+
+    tracing = TracingContext.try_get()
+    donated = getattr(getattr(tracing, "fw_metadata", None), "bw_donated_idxs", None)
+    if not donated:
+        return ()
+    positions = tuple(donated)
+    donated.clear()  # in place: torch has the list in several places
+    return positions
+
+
 def current_frame_code() -> Any | None:
     """The code object that Dynamo is compiling now, None outside Dynamo. 2.11, 2.13."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -847,6 +862,14 @@ def is_wrapper_tensor(tensor: torch.Tensor) -> bool:
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def same_strided_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the strides that generated code counts on."""
+    copied = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return copied.copy_(tensor)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

@@ -462,5 +462,5 @@ def _fail(what: str, passed: Iterable[str]) -> None:
     raise VerificationError(
         f"A pass broke the graph, and nothing was run: {what}. Passes so far: "
         f"{', '.join(passed) or 'none'}. This is a defect of satcompile; please report it with "
-        "the model. To train meanwhile, compile without a memory_budget."
+        "the model. To train meanwhile, compile with torch.compile's default backend."
     )

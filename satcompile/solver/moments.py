@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, sparse
 
+from satcompile.solver.quiet import without_chatter
 from satcompile.solver import two_phase
 from satcompile.solver.fast_replay import loads
 from satcompile.solver.segments import segment_boundaries
@@ -430,17 +431,18 @@ class Model:
         # is relative to the objective, becomes an absolute one.
         constant = float(sum(self._costs)) or 1.0
         self._lower[self._column(constant)] = 1.0
-        outcome = optimize.milp(
-            np.array(self._costs),
-            integrality=np.ones(len(self._costs)),
-            bounds=optimize.Bounds(np.array(self._lower), np.array(self._upper)),
-            constraints=optimize.LinearConstraint(self._matrix(), self._at_least, np.inf),
-            options={
-                "node_limit": max(1, node_limit),
-                "time_limit": time_limit_s,
-                "mip_rel_gap": max(1e-9, gap_us / (2 * constant)),
-            },
-        )
+        with without_chatter():
+            outcome = optimize.milp(
+                np.array(self._costs),
+                integrality=np.ones(len(self._costs)),
+                bounds=optimize.Bounds(np.array(self._lower), np.array(self._upper)),
+                constraints=optimize.LinearConstraint(self._matrix(), self._at_least, np.inf),
+                options={
+                    "node_limit": max(1, node_limit),
+                    "time_limit": time_limit_s,
+                    "mip_rel_gap": max(1e-9, gap_us / (2 * constant)),
+                },
+            )
         if outcome.x is None:
             return None
         chosen = [i for i, column in enumerate(self._saved) if outcome.x[column] > 0.5]

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, sparse
 
+from satcompile.solver.quiet import without_chatter
 from satcompile.solver.problem import Problem, loads
 from satcompile.solver.schedule import sequence_of
 
@@ -291,16 +292,19 @@ class Residency:
         costs = np.array([*self._costs, constant])
         matrix = self._matrix()
         matrix.resize((matrix.shape[0], len(costs)))
-        outcome = optimize.milp(
-            costs,
-            integrality=np.ones(len(costs)),
-            bounds=optimize.Bounds(np.array([*self._lower, 1.0]), np.array([*self._upper, 1.0])),
-            constraints=optimize.LinearConstraint(matrix, np.array(self._at_least), np.inf),
-            options={
-                "time_limit": max(0.05, time_limit_s),
-                "mip_rel_gap": max(1e-9, gap / self._scale),
-            },
-        )
+        with without_chatter():
+            outcome = optimize.milp(
+                costs,
+                integrality=np.ones(len(costs)),
+                bounds=optimize.Bounds(
+                    np.array([*self._lower, 1.0]), np.array([*self._upper, 1.0])
+                ),
+                constraints=optimize.LinearConstraint(matrix, np.array(self._at_least), np.inf),
+                options={
+                    "time_limit": max(0.05, time_limit_s),
+                    "mip_rel_gap": max(1e-9, gap / self._scale),
+                },
+            )
         if outcome.status == 2:
             return Relaxed(np.inf)
         proven = outcome.mip_dual_bound

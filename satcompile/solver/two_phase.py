@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize, sparse
 
+from satcompile.solver.quiet import without_chatter
 from satcompile.solver import demands
 from satcompile.solver.constrained_path import DemandGraph, NoPath
 
@@ -259,17 +260,18 @@ def _solve_once(
 
 def _run(model: _Model, gap_us: float, node_limit: int, time_limit_s: float) -> Solution | None:
     """One call of HiGHS; None where its limits ended it before a choice was found."""
-    outcome = optimize.milp(
-        model.costs,
-        integrality=model.integrality,
-        bounds=optimize.Bounds(model.lower, model.upper),
-        constraints=optimize.LinearConstraint(model.matrix(), model.row_lower, np.inf),
-        options={
-            "node_limit": max(1, node_limit),
-            "time_limit": time_limit_s,
-            "mip_rel_gap": model.relative_gap(gap_us),
-        },
-    )
+    with without_chatter():
+        outcome = optimize.milp(
+            model.costs,
+            integrality=model.integrality,
+            bounds=optimize.Bounds(model.lower, model.upper),
+            constraints=optimize.LinearConstraint(model.matrix(), model.row_lower, np.inf),
+            options={
+                "node_limit": max(1, node_limit),
+                "time_limit": time_limit_s,
+                "mip_rel_gap": model.relative_gap(gap_us),
+            },
+        )
     if outcome.status == 2:
         raise Infeasible("no choice keeps the saved bytes within the limit")
     if outcome.x is None:
