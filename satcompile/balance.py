@@ -18,6 +18,7 @@ from satcompile.steps import Room, Share, step_peak_bytes, stretch_of
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 _TRIES = 3  # of compilations, before the lowest plans are taken
+_LOW_PLANS = 3  # of each graph, as ``Compilation.low_plans`` has them
 _MARGIN = 0.02  # the simulation is that close to generated code
 
 
@@ -79,23 +80,26 @@ def _floor(
 ) -> Together:
     """The lowest of a few ways to plan the step, which do not depend on the limit: every graph by
     its own floor, by torch's own plan, or saving little. It is compiled if it fits."""
-    ways: list[tuple[list[Planned], Together]] = []
-    by_graph = {
-        (id(graph), of): graph.compilation.low_plans(of, _saved_limit(graph, rung))
-        for graph, of in zip(graphs, sizes, strict=True)
+    distinct = {
+        id(graph): (graph, of) for graph, of in reversed(list(zip(graphs, sizes, strict=True)))
     }
-    first = {id(graph): of for graph, of in reversed(list(zip(graphs, sizes, strict=True)))}
-    for number in range(3):
-        plans = [by_graph[id(graph), first[id(graph)]][number] for graph in graphs]
+    low = {
+        key: graph.compilation.low_plans(of, _saved_limit(graph, rung))
+        for key, (graph, of) in distinct.items()
+    }
+    ways: list[tuple[list[Planned], Together]] = []
+    for number in range(_LOW_PLANS):
+        plans = [low[id(graph)][number] for graph in graphs]
         with suppress(FloorExceeded):
             ways.append((plans, _together(graphs, plans, sizes, residencies)))
     assert ways, "the code of no plan could be followed"
     plans, found = min(ways, key=lambda way: way[1].peak_bytes)
     if found.peak_bytes > limit_bytes:
         return found
+    chosen = {id(graph): plan for graph, plan in zip(graphs, plans, strict=True)}
     compiled = {
-        id(graph): graph.compilation.compiled_like(plan, first[id(graph)])
-        for graph, plan in zip(graphs, plans, strict=True)
+        key: graph.compilation.compiled_like(chosen[key], of)
+        for key, (graph, of) in distinct.items()
     }
     return _in_use(graphs, [compiled[id(graph)] for graph in graphs], sizes, residencies)
 
