@@ -8,6 +8,7 @@ has the last word.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from satcompile.steps import Room, Share, step_peak_bytes, stretch_of
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 _TRIES = 3  # of compilations, before the lowest plans are taken
+_LOW_PLANS = 3  # of each graph, as ``Compilation.low_plans`` has them
 _MARGIN = 0.02  # the simulation is that close to generated code
 
 
@@ -46,7 +48,8 @@ def plan_together(
         limit_bytes: for the whole step, with what is resident.
 
     Returns:
-        The shares as generated; those of the lowest step found where nothing fits.
+        The shares as generated; those of the lowest step found, which is not compiled, where
+        nothing fits.
     """
     simulated = {
         share_of_room: [
@@ -57,18 +60,75 @@ def plan_together(
     }
     peaks = {rung: step_peak_bytes(shares) for rung, shares in simulated.items()}
     fitting = [rung for rung in _LADDER if peaks[rung] <= limit_bytes * (1 - _MARGIN)]
-    lowest = min(_LADDER, key=lambda rung: peaks[rung])
-    for rung in [*fitting[:_TRIES], lowest]:
-        last_resort = rung == lowest
+    for rung in fitting[:_TRIES]:
         try:
-            found = _generate(
-                graphs, sizes, residencies, simulated[rung], limit_bytes, rung, last_resort
-            )
+            found = _generate(graphs, sizes, residencies, simulated[rung], limit_bytes, rung)
         except FloorExceeded:
             continue
-        if found.peak_bytes <= limit_bytes or last_resort:
+        if found.peak_bytes <= limit_bytes:
             return found
-    raise AssertionError("the last resort returns")
+    least_rung = min(_LADDER, key=lambda rung: peaks[rung])
+    return _floor(graphs, sizes, residencies, limit_bytes, least_rung)
+
+
+def _floor(
+    graphs: Sequence[Any],
+    sizes: Sequence[tuple[int, ...]],
+    residencies: Sequence[Residency],
+    limit_bytes: int,
+    rung: float,
+) -> Together:
+    """The lowest of a few ways to plan the step, which do not depend on the limit: every graph by
+    its own floor, by torch's own plan, or saving little. It is compiled if it fits."""
+    distinct = {
+        id(graph): (graph, of) for graph, of in reversed(list(zip(graphs, sizes, strict=True)))
+    }
+    low = {
+        key: graph.compilation.low_plans(of, _saved_limit(graph, rung))
+        for key, (graph, of) in distinct.items()
+    }
+    ways: list[tuple[list[Planned], Together]] = []
+    for number in range(_LOW_PLANS):
+        plans = [low[id(graph)][number] for graph in graphs]
+        with suppress(FloorExceeded):
+            ways.append((plans, _together(graphs, plans, sizes, residencies)))
+    assert ways, "the code of no plan could be followed"
+    plans, found = min(ways, key=lambda way: way[1].peak_bytes)
+    if found.peak_bytes > limit_bytes:
+        return found
+    chosen = {id(graph): plan for graph, plan in zip(graphs, plans, strict=True)}
+    compiled = {
+        key: graph.compilation.compiled_like(chosen[key], of)
+        for key, (graph, of) in distinct.items()
+    }
+    return _in_use(graphs, [compiled[id(graph)] for graph in graphs], sizes, residencies)
+
+
+def _together(
+    graphs: Sequence[Any],
+    plans: Sequence[Planned],
+    sizes: Sequence[tuple[int, ...]],
+    residencies: Sequence[Residency],
+) -> Together:
+    shares = []
+    for graph, planned, of, residency in zip(graphs, plans, sizes, residencies, strict=True):
+        figures = planned.figures_at(graph.compilation.symbols, of)
+        if figures is None:
+            raise FloorExceeded(planned.attempt)
+        shares.append(Share(residency, figures))
+    return Together(shares)
+
+
+def _in_use(
+    graphs: Sequence[Any],
+    plans: Sequence[Planned],
+    sizes: Sequence[tuple[int, ...]],
+    residencies: Sequence[Residency],
+) -> Together:
+    found = _together(graphs, plans, sizes, residencies)
+    for graph, planned in zip(graphs, plans, strict=True):
+        graph.replace_plans(planned)
+    return found
 
 
 def _generate(
@@ -78,7 +138,6 @@ def _generate(
     simulated: Sequence[Share],
     limit_bytes: int,
     share_of_room: float,
-    may_exceed: bool,
 ) -> Together:
     plans: dict[int, Planned] = {}
     for position, graph in enumerate(graphs):
@@ -96,25 +155,15 @@ def _generate(
             left_bytes,
             sizes[position],
             saved_limit_bytes=_saved_limit(graph, share_of_room),
-            lowest_may_exceed=may_exceed,
         )
-    shares = []
-    for graph, call_sizes, residency in zip(graphs, sizes, residencies, strict=True):
-        planned = plans[id(graph)]
-        figures = planned.figures_at(graph.compilation.symbols, call_sizes)
-        if figures is None:
-            raise FloorExceeded(planned.attempt)
-        shares.append(Share(residency, figures))
-    for graph in graphs:
-        graph.replace_plans(plans[id(graph)])
-    return Together(shares)
+    return _in_use(graphs, [plans[id(graph)] for graph in graphs], sizes, residencies)
 
 
 def _saved_limit(graph: Any, share_of_room: float) -> int:
     """Bytes that a graph may save at a share of its room."""
     attempt = graph.plans[0].attempt
     most_bytes = attempt.outcome.plan.default_profile.saved_bytes
-    least_bytes = attempt.search.least_saved(most_bytes).profile.saved_bytes
+    least_bytes = attempt.search.least_saved().profile.saved_bytes
     return least_bytes + int(share_of_room * max(0, most_bytes - least_bytes))
 
 

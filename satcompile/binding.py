@@ -350,11 +350,11 @@ class BoundGraph:
         sizes = [call.sizes, *(other.sizes for other in last.calls[1:])]
         residencies = [room.residency, *(share.residency for share in later)]
         found = balance.plan_together(graphs, sizes, residencies, room.limit_bytes)
+        if found.peak_bytes > room.limit_bytes:
+            raise self._below_floor_of_step(room, found.peak_bytes, len(graphs))
         for other, share in zip(last.calls, found.shares, strict=True):
             other.share = share
         last.changed()
-        if found.peak_bytes > room.limit_bytes:
-            raise self._below_floor_of_step(room, found.peak_bytes, len(graphs))
         room = replace(room, later=last.suffix(1))
         planned = next(p for p in self.plans if p.attempt.updates == self.compilation.updates)
         return planned, room, ((), tuple(found.shares[1:]))

@@ -280,6 +280,29 @@ class Compilation:
         with self._context.entered(), planning_for(self.values(sizes)):
             return self._floor(self._inputs, sizes).step_peak_bytes
 
+    def low_plans(self, sizes: Sizes, saved_limit_bytes: int) -> list[Planned]:
+        """For a step of several graphs, generated and not compiled: the plan of the floor, torch's
+        own, and one that saves no more than is said. They follow from the graph and its sizes."""
+        assert self._inputs is not None
+        with self._context.entered() as conditions, planning_for(self.values(sizes)):
+            default = self._generated(self._inputs)
+            assert default.outcome is not None
+            saving = self._generated(
+                self._inputs,
+                limit_bytes=default.outcome.plan.default_profile.peak_bytes,
+                saved_limit_bytes=saved_limit_bytes,
+            )
+            attempts = [self._floor(self._inputs, sizes), default, saving]
+        return [Planned(a, None, 1, sizes, tuple(conditions)) for a in attempts]
+
+    def compiled_like(self, planned: Planned, sizes: Sizes) -> Planned:
+        """A plan that was generated, compiled."""
+        assert self._inputs is not None
+        with self._context.entered() as conditions, planning_for(self.values(sizes)):
+            attempt = self._attempt(**planned.attempt.settings)
+            compiled = self._try(attempt, self._inputs)
+        return Planned(attempt, compiled, 1, sizes, tuple(conditions))
+
     def _floor(self, inputs: Sequence[Any], sizes: Sizes) -> Attempt:
         """The plan whose generated code has the lowest peak, among torch's own, the one of the
         lowest simulated peak and those a little above it; generated, not compiled. These follow

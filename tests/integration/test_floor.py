@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import satcompile
 from satcompile import compilation
@@ -104,3 +107,149 @@ def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(satcompile.BudgetError) as caught:
         run(torch.randn(64, 16))
     assert caught.value.floor_bytes > 60_000
+
+
+# -- a floor is met when it is asked for, and is the same whatever was asked before --------------
+
+
+class Widths(nn.Module):
+    """Products of unequal width from one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(16, w, bias=False) for w in (16, 96, 32, 128, 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = [part(x) for part in self.parts]
+        return sum(each.square().mean() for each in made)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.convolution, self.other_norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.act(self.norm(self.stem(x)))
+        h = self.other_norm(self.convolution(h)) + h
+        return self.act(h).square().mean()
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        return (x + self.out((q @ k.mT).softmax(-1) @ v)).square().mean()
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a trained correction of low rank, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.ModuleList(nn.Linear(32, 32).requires_grad_(False) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(32, 4, bias=False) for _ in range(2))
+        self.up = nn.ModuleList(nn.Linear(4, 32, bias=False) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for frozen, down, up in zip(self.frozen, self.down, self.up, strict=True):
+            x = nn.functional.gelu(frozen(x) + up(down(x)))
+        return x.square().mean()
+
+
+class Words(nn.Module):
+    """An embedding and a head over the same words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(300, 16), nn.Linear(16, 300, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits = self.head(torch.tanh(self.embedding(tokens)))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+
+MODELS: dict[str, tuple[type[nn.Module], Callable[[], torch.Tensor]]] = {
+    "widths": (Widths, lambda: torch.randn(64, 16)),
+    "residual": (Residual, lambda: torch.randn(4, 3, 12, 12)),
+    "attention": (Attention, lambda: torch.randn(4, 24, 16)),
+    "adapted": (Adapted, lambda: torch.randn(96, 32)),
+    "words": (Words, lambda: torch.randint(0, 300, (4, 24))),
+}
+slow = pytest.mark.slow
+SOME = ["widths", *(pytest.param(n, marks=slow) for n in MODELS if n != "widths")]
+
+
+def small(name: str) -> tuple[nn.Module, torch.Tensor]:
+    make_model, make_input = MODELS[name]
+    torch.manual_seed(0)
+    return make_model(), make_input()
+
+
+def step(model: nn.Module, x: torch.Tensor, budget: Any = None) -> Any:
+    """The report of a step that was run."""
+    torch.compiler.reset()
+    options = {} if budget is None else {"memory_budget": budget}
+    run = torch.compile(model, backend="sat", options=options)
+
+    def once() -> torch.Tensor:
+        loss = run(x)
+        loss.backward()
+        return loss
+
+    once()
+    model.zero_grad()
+    satcompile.measure_peak(once)
+    model.zero_grad()
+    return satcompile.report(model).graphs[-1]
+
+
+def named(model: nn.Module, x: torch.Tensor, budget: int) -> int:
+    """The floor that a refused budget is told."""
+    torch.compiler.reset()
+    run = torch.compile(model, backend="sat", options={"memory_budget": budget})
+    with pytest.raises(satcompile.BudgetError) as caught:
+        run(x)
+    return caught.value.floor_bytes
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_named_floor_is_met_and_not_above_the_default(name: str) -> None:
+    model, x = small(name)
+    floor_bytes = named(model, x, 1)
+    graph = step(model, x, floor_bytes)
+    assert graph.measured_peak_bytes == graph.predicted_peak_bytes <= floor_bytes
+    assert floor_bytes <= graph.default_peak_bytes
+    assert graph.floor_bytes == floor_bytes
+    assert named(model, x, floor_bytes // 2) == floor_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_floor_is_the_same_after_other_questions(name: str, seed: int) -> None:
+    chance = random.Random(seed)
+    model, x = small(name)
+    graph = step(model, x)
+    questions = ["floor_bytes", "curve", "default_peak_bytes", "least_peak_bytes", "timeline"]
+    for question in chance.sample(questions, len(questions)):
+        getattr(graph, question)
+    floor_bytes = graph.floor_bytes
+    assert floor_bytes <= graph.default_peak_bytes
+    shares = [0.0, 0.3, 0.8, *(["refused"] if chance.random() < 0.5 else [])]
+    peaks = {}
+    for share in chance.sample(shares, len(shares)):
+        if share == "refused":
+            assert named(model, x, floor_bytes // 2) == floor_bytes
+            continue
+        budget_bytes = int(floor_bytes + share * (graph.default_peak_bytes - floor_bytes))
+        found = step(model, x, budget_bytes)
+        assert found.measured_peak_bytes == found.predicted_peak_bytes <= budget_bytes
+        assert found.floor_bytes == floor_bytes
+        peaks[share] = found.measured_peak_bytes
+    assert peaks[0.0] <= 1.01 * peaks[0.3] and peaks[0.3] <= 1.01 * peaks[0.8]

@@ -155,7 +155,6 @@ def test_the_floor_is_below_every_plan_that_the_search_has_made(made, shares):
 @few
 @given(chains())
 def test_a_limit_at_the_floor_is_answered(made):
-    most_bytes = sum(value.num_bytes for value in made[1].values)
     floor_bytes = search_of(made).floor().profile.peak_bytes
     assert search_of(made).within(floor_bytes) is not None
 
