@@ -80,8 +80,6 @@ class KnownOptimizers:
         _ = self.version
         total, unpredictable = 0, ""
         for parameter in parameters:
-            if id(parameter) not in self._holders:
-                continue
             if id(parameter) not in self._found:
                 self._found[id(parameter)] = self._state_of(parameter)
             state = self._found[id(parameter)]
@@ -134,14 +132,16 @@ class KnownOptimizers:
                     self._holders.setdefault(id(parameter), []).append((known.reference, number))
                     if id(parameter) in self._found:
                         asked.append(parameter)
-        found = {id(parameter): self._state_of(parameter) for parameter in asked}
+        # Those that nobody holds stay, at nothing: their optimizer may be made after the question.
+        found = {number: _State() for number in self._found}
+        found.update({id(parameter): self._state_of(parameter) for parameter in asked})
         if found != self._found:
             self._found = found
             self._version += 1
 
     def _state_of(self, parameter: torch.Tensor) -> _State:
         state = _State()
-        for reference, number in self._holders[id(parameter)]:
+        for reference, number in self._holders.get(id(parameter), ()):
             optimizer = reference()
             if optimizer is None:
                 continue

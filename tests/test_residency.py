@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.residency import measure_residency
 
 
@@ -41,3 +44,61 @@ def test_a_wrapped_optimizer_is_counted_once_and_left_alone(
         layer(torch.ones(2, 8)).sum().backward()
         optimizer.step()
     assert counted == _state_bytes(optimizer) > 0
+
+
+def _counted(layer: torch.nn.Linear) -> int:
+    return measure_residency(list(layer.parameters())).optimizer_state
+
+
+def _step(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+    layer(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_an_optimizer_made_after_the_question_is_told_of(layer: torch.nn.Linear) -> None:
+    assert _counted(layer) == 0
+    before = OPTIMIZERS.version
+    optimizer = torch.optim.AdamW(layer.parameters())
+    assert OPTIMIZERS.version != before
+    counted, version = _counted(layer), OPTIMIZERS.version
+    _step(layer, optimizer)
+    assert counted == _counted(layer) == _state_bytes(optimizer) > 0
+    assert OPTIMIZERS.version == version  # it is what was predicted: nothing is to be looked at
+
+
+def test_parameters_that_are_added_and_optimizers_that_go_are_told_of(
+    layer: torch.nn.Linear,
+) -> None:
+    optimizer = torch.optim.AdamW([layer.weight])
+    of_weight = _counted(layer)
+    optimizer.add_param_group({"params": [layer.bias]})
+    assert _counted(layer) > of_weight
+    del optimizer
+    gc.collect()
+    assert _counted(layer) == 0
+
+
+def test_copies_which_nobody_constructs_are_told_of(layer: torch.nn.Linear) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters())
+    _step(layer, optimizer)
+    twin_layer, twin = copy.deepcopy((layer, optimizer))
+    assert _counted(twin_layer) == _state_bytes(twin) > 0
+
+
+def test_state_that_grows_later_is_counted_before_the_next_forward(layer: torch.nn.Linear) -> None:
+    class Late(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            for parameter in layer.parameters():
+                times = self.state[parameter].get("times", 0) + 1
+                self.state[parameter]["times"] = times
+                if times == 3:
+                    self.state[parameter]["slow"] = parameter.detach().clone()
+
+    optimizer = Late(layer.parameters())
+    for _ in range(2):
+        _step(layer, optimizer)
+        assert _counted(layer) == 0
+    _step(layer, optimizer)
+    assert _counted(layer) == sum(p.nbytes for p in layer.parameters())
