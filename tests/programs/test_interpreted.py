@@ -11,13 +11,13 @@ from tests.programs.strategy import programs
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(programs(max_size=6))
+@given(programs(max_size=5))
 def test_plans_of_random_programs_compute_what_eager_does(program: Program) -> None:
     try:
         interpreted.check(program)
