@@ -226,11 +226,13 @@ class Builder:
         trained = [n for n in self.values if self.tensor(n).requires_grad]
         if not trained:
             trained = self._fallback_value()
+        trained = [n for n in trained if self._is_readable(n)] or self._fallback_value()
         ends = [n for n in trained if n not in self._read][-6:] or trained[-1:]
         terms = " + ".join(f"({name} * {0.5 + 0.25 * i}).mean()" for i, name in enumerate(ends))
         name = self._new_name("loss")
         self.do(f"{name} = {terms}")
-        others = [n for i, n in enumerate(reversed(self.values)) if shown >> i & 1][:4]
+        shown_values = [n for i, n in enumerate(reversed(self.values)) if shown >> i & 1]
+        others = [n for n in shown_values if self._is_readable(n)][:4]
         return Program(
             tuple(self._parameters),
             tuple(self._buffers),
@@ -241,6 +243,14 @@ class Builder:
             str(self.dtype).removeprefix("torch."),
             fallback_random,
         )
+
+    def _is_readable(self, name: str) -> bool:
+        """Some views are not, once their base was written into."""
+        try:
+            self.tensor(name).mean()
+        except RuntimeError:
+            return False
+        return True
 
     def _fallback_value(self) -> list[str]:
         weight = self.parameter(COLUMNS)

@@ -176,6 +176,13 @@ class Program:
         return any(name.startswith("random") for name in self.operators)
 
     @property
+    def draws_as_eager(self) -> bool:
+        """Whether eager draws the same numbers. Torch's compiler writes ``bernoulli`` as a comparison
+        of uniform numbers, and draws others even with ``fallback_random``."""
+        own = any(name.startswith("random own") for name in self.operators)
+        return not self.is_random or (self.fallback_random and not own)
+
+    @property
     def is_rounded(self) -> bool:
         """Whether some of it is computed in less than its dtype."""
         return "autocast" in self.operators

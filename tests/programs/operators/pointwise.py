@@ -61,7 +61,7 @@ OPERATORS: list[tuple[str, Operator]] = [
     ("half", _unary("{x}.to(torch.bfloat16).to(DTYPE)")),
     ("random dropout", _dropout),
     ("random dropout in place", _unary("F.dropout({x} + 0, 0.5, inplace=True)")),
-    ("random bernoulli", _unary("{x} * torch.bernoulli(torch.sigmoid({x}))")),
+    ("random own bernoulli", _unary("{x} * torch.bernoulli(torch.sigmoid({x}))")),
     ("random normal", _unary("{x} + 0.1 * torch.randn_like({x})")),
     ("random uniform", _unary("{x} * torch.rand({x}.shape, dtype={x}.dtype)")),
     ("random rows", _unary("{x}[torch.randperm({x}.shape[0])]")),

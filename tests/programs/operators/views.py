@@ -105,7 +105,7 @@ def _index_add(b: Builder) -> str:
 def _scatter(b: Builder) -> str:
     m = b.matrix()
     i = b.index(lambda t: t.dim() == 1 and t.shape[0] == b.size(m, 0))
-    return f"{m}.scatter_add(1, {i}[:, None] % {b.size(m, 1)}, {b.like(m)})"
+    return f"{m}.scatter_add(1, {i}[:, None] % {b.size(m, 1)}, {b.like(m)}[:, :1])"
 
 
 def _index_put(b: Builder) -> str:
