@@ -252,15 +252,17 @@ def clean(architecture: str, variant: str, budget: str) -> None:
 
 
 FAST = [
-    ("mlp", "plain", FLOOR),
     ("mlp", "LoRA", NO_BUDGET),
+    ("mlp", "bf16 autocast", NO_BUDGET),
     ("graph-attention", "plain", NO_BUDGET),
     ("fno", "plain", NO_BUDGET),
     ("rnn", "plain", NO_BUDGET),
-    ("resnet", "checkpointed", NO_BUDGET),
-    ("nn-encoder", "bf16 autocast", NO_BUDGET),
+    ("nn-encoder", "checkpointed", NO_BUDGET),
 ]
 SLOW = [
+    ("mlp", "plain", FLOOR),
+    ("resnet", "checkpointed", NO_BUDGET),
+    ("nn-encoder", "bf16 autocast", NO_BUDGET),
     ("gpt2", "plain", FLOOR),
     ("llama", "checkpointed", SHARE),
     ("llama", "LoRA", SHARE),
