@@ -257,11 +257,12 @@ FAST = [
     ("graph-attention", "plain", NO_BUDGET),
     ("fno", "plain", NO_BUDGET),
     ("rnn", "plain", NO_BUDGET),
-    ("nn-encoder", "checkpointed", NO_BUDGET),
+    ("mlp", "checkpointed", NO_BUDGET),
 ]
 SLOW = [
     ("mlp", "plain", FLOOR),
     ("resnet", "checkpointed", NO_BUDGET),
+    ("nn-encoder", "checkpointed", NO_BUDGET),
     ("nn-encoder", "bf16 autocast", NO_BUDGET),
     ("gpt2", "plain", FLOOR),
     ("llama", "checkpointed", SHARE),
