@@ -72,6 +72,8 @@ def test_what_is_right_within_budget_and_as_predicted_is_clean() -> None:
         (changed(predicted_bytes=9_081), PREDICTION_OFF),
         (changed(predicted_bytes=8_919), PREDICTION_OFF),
         (changed(predicted_bytes=9_080), CLEAN),
+        (changed(predicted_bytes=1_000, graphs=2), CLEAN),
+        (changed(over_bytes=1, graphs=2), EXCEEDED),
     ],
 )
 def test_each_fault_has_its_bound(figures: Figures, result: str) -> None:
