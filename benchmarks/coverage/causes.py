@@ -50,6 +50,7 @@ class Figures:
         over_bytes: by which a graph's measured peak is above its budget; not above 0 is within.
         predictions: by what the peaks were predicted.
         rounds: compilations until the code was within the budget.
+        graphs: that ran with gradients.
     """
 
     distance: Distance
@@ -62,11 +63,13 @@ class Figures:
     default_bytes: int | None
     predictions: tuple[str, ...] = ()
     rounds: int = 1
+    graphs: int = 1
 
     @property
     def deviation(self) -> float | None:
-        """Of the predicted peak, as a share of what the step allocates."""
-        if self.predicted_bytes is None or not self.measured_bytes:
+        """Of the predicted peak, as a share of what the step allocates. None with several graphs:
+        each predicts its own part, and what runs eagerly between them nobody predicts."""
+        if self.predicted_bytes is None or not self.measured_bytes or self.graphs != 1:
             return None
         step_bytes = max(self.measured_bytes - self.resident_bytes, 1)
         return (self.predicted_bytes - self.measured_bytes) / step_bytes

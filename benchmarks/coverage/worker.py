@@ -189,6 +189,7 @@ class Study:
             default_bytes=max((g.default_peak_bytes for g in ran), default=None),
             predictions=tuple(sorted({g.prediction for g in ran})),
             rounds=max((g.rounds for g in ran), default=0),
+            graphs=len(ran),
         )
 
     def _record(self, ours: Trained, figures: Figures) -> Record:
@@ -202,6 +203,7 @@ class Study:
             "floor_bytes": self.floor_bytes,
             "resident_bytes": figures.resident_bytes,
             "predicted_bytes": figures.predicted_bytes,
+            "predicted_by": " and ".join(figures.predictions),
             "measured_bytes": figures.measured_bytes,
             "default_bytes": figures.default_bytes,
             "torch_peak_bytes": beside and figures.resident_bytes + beside.peak_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,7 +59,7 @@ def built(model_class: str, settings: dict[str, Any]) -> nn.Module:
     kind = getattr(transformers, model_class)
     model = kind(configuration(kind.config_class, settings))
     _draw_zeros(model)
-    if not hasattr(model, "loss_function") or model_class.endswith("Model"):
+    if not {"labels", "return_loss"} & inspect.signature(kind.forward).parameters.keys():
         return Scored(model)
     if getattr(model, "loss_type", None) is None:
         model.loss_type = "ForCausalLM"  # which it falls back to, with a warning that breaks graphs
