@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver.quiet import without_chatter
 from satcompile.solver import two_phase
 from satcompile.solver.fast_replay import loads
+from satcompile.solver.quiet import without_chatter
 from satcompile.solver.segments import segment_boundaries
 from satcompile.solver.step import (
     Phase,

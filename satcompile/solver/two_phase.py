@@ -22,9 +22,9 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver.quiet import without_chatter
 from satcompile.solver import demands
 from satcompile.solver.constrained_path import DemandGraph, NoPath
+from satcompile.solver.quiet import without_chatter
 
 BOUND_KIND = "two-phase: exact for saved bytes, one copy of each recomputed value"
 _PARTIAL_PLANS_PER_NODE = 10  # kept at one level; a node of branch and bound takes far longer

@@ -151,3 +151,14 @@ def test_measuring_under_a_running_profiler_is_refused() -> None:
         stack.enter_context(profile())
         with pytest.raises(UnsupportedError, match="profiler"):
             satcompile.measure_peak(lambda: torch.ones(10))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_of_embeddings_are_refused_by_name(kind: Any) -> None:
+    table = kind(10, 4, sparse=True)
+    indices = torch.arange(6).reshape(2, 3)
+    torch.compiler.reset()
+    with pytest.raises(UnsupportedError, match=r"sparse=True.*sparse=False"):
+        torch.compile(table, backend="sat")(indices)
+    with torch.no_grad():  # nothing has a gradient here
+        torch.compile(table, backend="sat")(indices)
