@@ -186,8 +186,9 @@ def test_a_process_that_dies_or_hangs_costs_the_row_it_was_at() -> None:
 
 def test_the_page_counts_and_names_what_is_not_clean() -> None:
     found = [row("a"), row("b", result=CRASH), row("c", result=NOT_INSTALLED)]
-    page = tables.page(found, {"date": "today"})
+    page = tables.page(found, {"date": "today"}, planned=10)
     assert "2 rows of 2 architectures ran; 1 more" in page
+    assert "7 of 10 rows never ran" in page
     assert "| b/plain/none | crash | a \\| b |" in page and "- crash: 1 rows" in page
     assert tables.missed_goals([row("a")]) == []
     slow = row("a") | {"compile_s": 3.1}

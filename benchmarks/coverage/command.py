@@ -62,7 +62,9 @@ def run(jobs: Sequence[Job], asked: argparse.Namespace) -> dict[Key, Record]:
 def save(records: dict[Key, Record], folder: Path) -> None:
     store.save(folder / "coverage.json", records)
     facts: dict[str, Any] = environment()
-    store.write_whole(folder / "coverage.md", tables.page(list(records.values()), facts))
+    planned = sum(len(job.keys) for job in wanted(ARCHITECTURES))
+    page = tables.page(list(records.values()), facts, planned)
+    store.write_whole(folder / "coverage.md", page)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -23,7 +23,8 @@ COMPILE_GOAL = 1.5  # of torch.compile's seconds, in the median
 _SYMBOLS = {CLEAN: "ok", BELOW_FLOOR: "low", "not applicable": "-", "not installed": "-"}
 
 
-def page(records: Sequence[Record], facts: dict[str, Any]) -> str:
+def page(records: Sequence[Record], facts: dict[str, Any], planned: int) -> str:
+    """``planned`` is how many rows there are, run or not."""
     ran = [record for record in records if record["result"] not in WITHOUT_FIGURES]
     names = {record["architecture"] for record in ran}
     made = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
@@ -32,7 +33,8 @@ def page(records: Sequence[Record], facts: dict[str, Any]) -> str:
         f"Made by `python -m benchmarks.coverage`: {made}. Rows run on other days with other "
         "versions say so in coverage.json.",
         f"{len(ran)} rows of {len(names)} architectures ran; {len(records) - len(ran)} more mean "
-        "nothing for their model, or its package is not installed.",
+        f"nothing for their model, or its package is not installed. {planned - len(records)} of "
+        f"{planned} rows never ran.",
         _summary(records),
         _ratios(ran),
         _goals(missed_goals(records)),
@@ -101,7 +103,7 @@ def _ratios(records: Sequence[Record]) -> str:
 
 def _goals(missed: Sequence[str]) -> str:
     if not missed:
-        return "All goals reached."
+        return "No goal is missed by the rows that ran."
     return "Goals missed:\n\n" + "\n".join(f"- {line}" for line in missed)
 
 
