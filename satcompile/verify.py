@@ -387,7 +387,7 @@ def _rng_key(node: fx.Node, skip: int, joint: Reference, numbers: dict[fx.Node, 
     return (
         str(op),
         table.argument(tuple(args), numbers),
-        table.argument(dict(node.kwargs), numbers),
+        table.argument(dict(sorted(node.kwargs.items())), numbers),
     )
 
 
