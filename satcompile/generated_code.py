@@ -13,11 +13,13 @@ Memory that an operator takes and returns inside one call is measured on the CPU
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import CodeType
 from typing import Any
 
 import torch
@@ -125,7 +127,10 @@ class ScalarSpec:
 
 
 def _evaluate(expression: Any, sizes: Mapping[Any, int]) -> int:
-    return expression if isinstance(expression, int) else int(expression.subs(sizes))
+    if isinstance(expression, int):
+        return expression
+    found = sizes.get(expression)  # most are symbols by themselves
+    return int(expression.subs(sizes)) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -329,13 +334,31 @@ def _call(graph: GeneratedGraph, args: list[Any], log: list[BlockEvent]) -> list
 
 def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequence[Any]]:
     """The module's ``call``, with kernels, allocations and operators replaced by stand-ins."""
+    module = _read(source)
+    namespace = dict(module.namespace)
+    namespace.update(_stand_ins(log, on_cpu="empty_strided_cuda(" not in source))
+    exec(module.runner, namespace)
+    return namespace["Runner"](partitions=[]).call if module.is_class else namespace["call"]
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A wrapper's text as far as it is the same for all sizes."""
+
+    namespace: dict[str, Any]
+    runner: CodeType
+    is_class: bool
+
+
+@functools.lru_cache(maxsize=64)  # graphs whose sizes vary are walked again and again
+def _read(source: str) -> _Module:
     module = ast.parse(source)
     namespace: dict[str, Any] = {_LINES: dict(enumerate(source.splitlines(), start=1))}
     runner: ast.ClassDef | ast.FunctionDef | None = None
     for statement in module.body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             if "async_compile" not in ast.unparse(statement):
-                _execute(statement, namespace)
+                exec(_compiled(statement), namespace)
         elif isinstance(statement, ast.Assign):
             names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
             text = ast.unparse(statement.value)
@@ -344,7 +367,7 @@ def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequ
             elif text.startswith(("runner", "Runner")):
                 continue
             else:
-                _execute(statement, namespace)
+                exec(_compiled(statement), namespace)
         elif isinstance(statement, ast.ClassDef) and statement.name == "Runner":
             runner = statement
         elif isinstance(statement, ast.FunctionDef):
@@ -354,17 +377,11 @@ def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequ
                 namespace[statement.name] = _NOTHING
     if runner is None:
         raise UnreadableCode("no class Runner and no function call in the generated module")
-    on_cpu = "empty_strided_cuda(" not in source
-    namespace.update(_stand_ins(log, on_cpu))
-    _execute(runner, namespace)
-    if isinstance(runner, ast.FunctionDef):
-        return namespace["call"]
-    return namespace["Runner"](partitions=[]).call
+    return _Module(namespace, _compiled(runner), isinstance(runner, ast.ClassDef))
 
 
-def _execute(statement: ast.stmt, namespace: dict[str, Any]) -> None:
-    code = compile(ast.Module([statement], []), _GENERATED, "exec")
-    exec(code, namespace)
+def _compiled(statement: ast.stmt) -> CodeType:
+    return compile(ast.Module([statement], []), _GENERATED, "exec")
 
 
 class _Nothing:
