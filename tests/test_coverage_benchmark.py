@@ -264,29 +264,11 @@ FAST = [
 ]
 SLOW = [
     ("mlp", "plain", FLOOR),
-    ("resnet", "checkpointed", NO_BUDGET),
-    ("nn-encoder", "checkpointed", NO_BUDGET),
     ("nn-encoder", "bf16 autocast", NO_BUDGET),
-    ("gpt2", "plain", FLOOR),
-    ("llama", "checkpointed", SHARE),
     ("llama", "LoRA", SHARE),
-    ("gemma3", "plain", NO_BUDGET),
     ("qwen3-moe", "plain", NO_BUDGET),
-    ("gpt-oss", "plain", NO_BUDGET),
-    ("mamba", "plain", NO_BUDGET),
-    ("bert", "bf16 autocast", NO_BUDGET),
-    ("deberta-v2", "plain", NO_BUDGET),
     ("t5", "plain", NO_BUDGET),
-    ("swin", "plain", NO_BUDGET),
-    ("convnext", "checkpointed", NO_BUDGET),
-    ("whisper", "plain", NO_BUDGET),
-    ("wav2vec2", "plain", NO_BUDGET),
-    ("clip", "plain", NO_BUDGET),
-    ("unet-2d", "plain", NO_BUDGET),
-    ("resnet", "plain", FLOOR),
-    ("lstm", "plain", SHARE),
     ("interaction", "plain", SHARE),
-    ("vq-autoencoder", "plain", NO_BUDGET),
 ]
 
 

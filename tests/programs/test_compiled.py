@@ -13,7 +13,7 @@ from tests.programs.strategy import programs
 
 @pytest.mark.slow
 @settings(
-    max_examples=20,
+    max_examples=6,
     derandomize=True,
     database=None,
     deadline=None,
