@@ -729,7 +729,7 @@ class StorageReference:
     __slots__ = ("_pointer",)
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
-        self._pointer = storage._weak_ref()
+        self._pointer: Any = storage._weak_ref()  # an address; torch's stubs call it a storage
 
     def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
         free(self._pointer)
