@@ -260,7 +260,7 @@ FAST = [
     ("graph-attention", "plain", NO_BUDGET),
     ("fno", "plain", NO_BUDGET),
     ("rnn", "plain", NO_BUDGET),
-    ("mlp", "checkpointed", NO_BUDGET),
+    ("nn-encoder", "checkpointed", NO_BUDGET),
 ]
 SLOW = [
     ("mlp", "plain", FLOOR),

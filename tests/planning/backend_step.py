@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from satcompile import binding, compilation
-from satcompile.inductor import Attempt
+from satcompile.inductor import Attempt, OverLimit
 from satcompile.residency import Residency, measure_residency
 
 
@@ -27,7 +27,10 @@ class _OnlyDecides(Attempt):
     def partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        parts = super().partition(gm, joint_inputs, **kwargs)
+        try:
+            parts = super().partition(gm, joint_inputs, **kwargs)
+        except OverLimit:  # the lowest plan is over the limit, and no code is asked for
+            raise _Decided(self) from None
         if self.is_training:
             raise _Decided(self)
         return parts
