@@ -13,7 +13,6 @@ that an incoming gradient goes into.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,16 +21,13 @@ from torch import fx
 from satcompile.emission import why_order_is_kept
 from satcompile.planning_problem import PlanningProblem
 from satcompile.retention import RetentionPlan
+from satcompile.solver.rungs import rung_below
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
 from satcompile.solver.step import Phase, StepProfile
 from satcompile.torch_compat import default_saved_values, is_symbolic
 
 # Of the forward's time. A tighter proof costs more planning time than it can win back.
 _GAP_OF_FORWARD = 2e-3
-# Limits are rounded down to a grid of shares of the default's peak. Generated code differs from
-# the simulation by a few percent, up or down: two budgets that are close together get the same
-# plan, and of two that are not, the lower one has the lower peak.
-RUNG = 0.975
 _SEARCHES_KEPT = 2  # of a graph whole and in chunks
 
 
@@ -61,6 +57,8 @@ class Recompute:
     Attributes:
         limit_bytes: what the step may allocate at its peak; None for no limit.
         lowest_peak: take the plan with the lowest simulated peak.
+        low_way: take the lowest that was made in one way instead, counted from 1
+            (``BudgetSearch.lows``): its code may be lower. There may be fewer ways.
         effort: work for each planning problem, in the units of ``two_phase.solve``.
         saved_limit_bytes: what may be kept from forward to backward; None for no limit.
         default_within_bytes: torch's own plan is taken up to this simulated peak, if that is
@@ -79,6 +77,7 @@ class Recompute:
     default_within_bytes: int = 0
     default_saved: tuple[str, ...] = ()
     whole: RetentionPlan | None = None
+    low_way: int = 0
     searches: Searches = field(default_factory=Searches, repr=False, compare=False)
 
     name = "recompute"
@@ -96,7 +95,7 @@ class Recompute:
             limit_bytes = rung_below(self.limit_bytes, default_profile.peak_bytes)
             chosen = search.within(limit_bytes, self.saved_limit_bytes)
         if chosen is None:
-            chosen = search.floor()
+            chosen = self._lowest(search)
         if chosen is default and self.whole is None:
             return self._default_plan(problem, default, nodes)
         tensors, scalars = problem.nodes_to_save(chosen.saved)
@@ -106,6 +105,11 @@ class Recompute:
         return self._plan(
             problem, chosen, default_profile, tensors, scalars, nodes, bound_us=bound_us
         )
+
+    def _lowest(self, search: BudgetSearch) -> Candidate:
+        if 0 < self.low_way <= len(search.lows):
+            return search.lows[self.low_way - 1]
+        return search.floor()
 
     def _default_plan(
         self, problem: PlanningProblem, default: Candidate, nodes: list[fx.Node]
@@ -197,14 +201,6 @@ def default_saved_nodes(problem: PlanningProblem, names: Sequence[str]) -> list[
     if names and all(name in by_name for name in names):
         return [by_name[name] for name in names]
     return default_saved_values(graph.module, graph.roles, 1)
-
-
-def rung_below(limit_bytes: int, default_peak_bytes: int) -> int:
-    """The highest rung of the grid that is not above the limit."""
-    if limit_bytes >= default_peak_bytes or limit_bytes <= 0:
-        return limit_bytes
-    rungs = math.log(limit_bytes / default_peak_bytes) / math.log(RUNG)
-    return int(default_peak_bytes * RUNG ** math.ceil(rungs - 1e-9))
 
 
 def budget_search(

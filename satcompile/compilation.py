@@ -23,10 +23,10 @@ from satcompile.errors import BudgetError
 from satcompile.generated_code import Figures, StepWalk, UnreadableCode, walk_step
 from satcompile.inductor import Attempt, CodeOnly, Known, OverLimit, graph_device
 from satcompile.options import Options
-from satcompile.passes.recompute import RUNG
 from satcompile.report.rows import module_path
 from satcompile.residency import Residency
 from satcompile.sizes import format_bytes
+from satcompile.solver.rungs import RUNG
 from satcompile.torch_compat import (
     CompilationContext,
     copy_of_captured,
@@ -43,7 +43,8 @@ _MARGIN = 0.015  # of the first round's limit: the simulation is that close to g
 _WALKS = 4  # kept per plan: their events are many
 _MOST_FIGURES = 10_000  # kept per plan
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
-_RUNGS_ABOVE_FLOOR = (1, 2)  # where code may be lower than that of the lowest simulated peak
+# Where code may be lower than that of the lowest simulated peak.
+_RUNGS_ABOVE_FLOOR, _LOW_WAYS = (1, 2), (1, 2)
 AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
@@ -280,19 +281,16 @@ class Compilation:
         with self._context.entered(), planning_for(self.values(sizes)):
             return self._floor(self._inputs, sizes).step_peak_bytes
 
-    def low_plans(self, sizes: Sizes, saved_limit_bytes: int) -> list[Planned]:
-        """For a step of several graphs, generated and not compiled: the plan of the floor, torch's
-        own, and one that saves no more than is said. They follow from the graph and its sizes."""
+    def low_plans(self, sizes: Sizes, peak_bytes: int, saved_bytes: int) -> list[Planned]:
+        """For a step of several graphs, generated and not compiled: the plans among which the floor
+        is, torch's own one of them, and one of so low a peak that saves so little. They follow from
+        the graph and its sizes."""
         assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
-            default = self._generated(self._inputs)
-            assert default.outcome is not None
-            saving = self._generated(
-                self._inputs,
-                limit_bytes=default.outcome.plan.default_profile.peak_bytes,
-                saved_limit_bytes=saved_limit_bytes,
+            saving = self._generated(  # limits are rounded down to a rung
+                self._inputs, limit_bytes=int(peak_bytes / RUNG) + 1, saved_limit_bytes=saved_bytes
             )
-            attempts = [self._floor(self._inputs, sizes), default, saving]
+            attempts = [*self._low_attempts(self._inputs), saving]
         return [Planned(a, None, 1, sizes, tuple(conditions)) for a in attempts]
 
     def compiled_like(self, planned: Planned, sizes: Sizes) -> Planned:
@@ -305,24 +303,32 @@ class Compilation:
 
     def _floor(self, inputs: Sequence[Any], sizes: Sizes) -> Attempt:
         """The plan whose generated code has the lowest peak, among torch's own, the one of the
-        lowest simulated peak and those a little above it; generated, not compiled. These follow
-        from the graph and its sizes, and not from what was asked before."""
+        lowest simulated peak, those a little above it and the lowest of each way; generated, not
+        compiled. These follow from the graph and its sizes, not from what was asked before."""
         key = (sizes, self.updates)
         if key not in self._floors:
             self._floors[key] = self._generate_floor(inputs)
         return self._floors[key]
 
     def _generate_floor(self, inputs: Sequence[Any]) -> Attempt:
+        return min(
+            self._low_attempts(inputs),
+            key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time),
+        )
+
+    def _low_attempts(self, inputs: Sequence[Any]) -> list[Attempt]:
         default = self._generated(inputs)
         if not default.is_training:
-            return default
+            return [default]
         lowest = self._generated(inputs, limit_bytes=0, lowest_peak=True)
         assert lowest.outcome is not None
         found, simulated_bytes = [default, lowest], lowest.outcome.plan.profile.peak_bytes
         for rungs in _RUNGS_ABOVE_FLOOR:
             limit_bytes = int(simulated_bytes / RUNG**rungs)
             found.append(self._generated(inputs, limit_bytes=limit_bytes))
-        return min(found, key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time))
+        for way in _LOW_WAYS:
+            found.append(self._generated(inputs, limit_bytes=0, lowest_peak=True, low_way=way))
+        return found
 
     def _generated(self, inputs: Sequence[Any], **settings: Any) -> Attempt:
         attempt = self._attempt(dry=True, **settings)

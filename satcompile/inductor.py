@@ -98,6 +98,7 @@ class Attempt:
         default_within_bytes: up to this simulated peak torch's own plan is tried.
         default_saved: names of what that plan saves, where that is known.
         lowest_peak: plan for the lowest peak.
+        low_way: of the ways in which plans of low peaks are made, the one to take; 0 for any.
         dry: stop when the code is generated.
         known: from earlier attempts at the graph.
         plan_key: equal for attempts with the same plan, and so with the same code; None before
@@ -132,6 +133,7 @@ class Attempt:
     default_within_bytes: int = 0
     default_saved: tuple[str, ...] = ()
     lowest_peak: bool = False
+    low_way: int = 0
     dry: bool = False
     known: Known = field(default_factory=Known, repr=False)
     plan_key: Hashable = field(default=None, repr=False)
@@ -181,6 +183,7 @@ class Attempt:
             "saved_limit_bytes": self.saved_limit_bytes,
             "default_within_bytes": self.default_within_bytes,
             "lowest_peak": self.lowest_peak,
+            "low_way": self.low_way,
         }
 
     @property
@@ -279,6 +282,7 @@ class Attempt:
             saved_limit_bytes=self.saved_limit_bytes,
             default_within_bytes=self.default_within_bytes,
             default_saved=self.default_saved,
+            low_way=self.low_way,
             searches=self.known.searches,
         )
         may_chunk = ChunkedLoss.name not in self.options.disable_passes
@@ -534,6 +538,7 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
                     attempt.saved_limit_bytes,
                     attempt.default_within_bytes,
                     attempt.lowest_peak,
+                    attempt.low_way,
                     attempt.dry,
                     sorted(attempt.updates),
                     sorted(attempt.trained) if attempt.options.sparsity is not None else None,

@@ -28,6 +28,7 @@ from satcompile.solver.filling import Orders, filled, orders
 from satcompile.solver.moments import Spine, redecoded
 from satcompile.solver.nested import Nested, nested_plans
 from satcompile.solver.peaks import PeakSearch
+from satcompile.solver.rungs import rung_above, rung_below
 from satcompile.solver.single_moments import MomentBound, SingleMoments, worst_moments
 from satcompile.solver.step import (
     Step,
@@ -48,9 +49,11 @@ _HOPELESS = 0.97  # of the lowest peak with two levels: below, only the floor is
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
-_DOWN, _DESCENTS = 0.975, 6  # rungs below the lowest plan that is made without a limit
-# Operations: of larger steps nothing is searched below that plan, or nothing by integer programs.
-_LARGE, _SMALL = 2_000, 200
+_SHARES = (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)  # of what can be saved, for low peaks
+_IN_VAIN = 5  # rungs that are tried on end for a floor
+_LARGE = (
+    2_000  # operations: of larger steps nothing is searched below the plans made without a limit
+)
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,9 @@ class BudgetSearch:
                 which takes most of the time for large steps.
         """
         found = self._searched(peak_limit_bytes, saved_limit_bytes, by_rounds)
-        if found is not None and not self._may_be_below_floor(found):
-            return found
         try:
+            if found is not None and self._is_above_floor(found):
+                return found
             lowest = self.floor()
         except two_phase.Infeasible:
             return found
@@ -206,10 +209,12 @@ class BudgetSearch:
             return found
         return lowest if lowest.profile.peak_bytes <= peak_limit_bytes else None
 
-    def _may_be_below_floor(self, found: Candidate) -> bool:
-        """Whether it takes the floor itself to tell; that is below the plans that it is made of."""
+    def _is_above_floor(self, found: Candidate) -> bool:
+        """Whether that is known before the floor is: it is not above the plans it begins with."""
         peak_bytes = found.profile.peak_bytes
-        return bool(peak_bytes < self._lowest_nested_bytes or not self._nested)
+        if self._nested and peak_bytes >= self._lowest_nested_bytes:
+            return True
+        return peak_bytes >= self.lows[0].profile.peak_bytes
 
     def _searched(
         self, peak_limit_bytes: int, saved_limit_bytes: int | None, by_rounds: bool
@@ -431,8 +436,8 @@ class BudgetSearch:
         return best
 
     def floor(self) -> Candidate:
-        """The lowest simulated peak found, by a fixed procedure: torch's own plan, checkpoints in
-        one level and in two, and from the lowest of these on whatever is found a rung further down.
+        """The lowest simulated peak found, by a fixed procedure: the lowest of ``lows``, or what is
+        found below it at rungs down to the proven bound.
 
         Raises:
             Infeasible: no valid plan was found.
@@ -441,26 +446,67 @@ class BudgetSearch:
 
     @cached_property
     def _floor(self) -> Candidate:
-        found = [*self._without_limit, *(self._from_orders(plan) for _, plan in self._nested)]
-        if not found:
-            raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
-        lowest = min(found, key=lambda c: (c.profile.peak_bytes, c.solution.time_us))
-        operations = len(self.step.operations)
-        for _ in range(_DESCENTS if operations <= _LARGE else 0):
-            limit_bytes = min(int(lowest.profile.peak_bytes * _DOWN), lowest.profile.peak_bytes - 1)
-            lower = self._searched(limit_bytes, None, by_rounds=operations <= _SMALL)
-            if lower is None:
-                break
-            lowest = lower
+        lowest = self.lows[0]
+        if len(self.step.operations) > _LARGE:
+            return lowest
+        try:
+            grid_bytes = self.default.profile.peak_bytes
+        except two_phase.Infeasible:
+            grid_bytes = lowest.profile.peak_bytes
+        least_bytes = rung_above(self.least_peak_bytes, grid_bytes)
+        limit_bytes, in_vain = rung_above(lowest.profile.peak_bytes, grid_bytes), 0
+        while limit_bytes >= least_bytes and in_vain < _IN_VAIN:
+            found = self._searched(limit_bytes, None, True)
+            if found is not None and found.profile.peak_bytes < lowest.profile.peak_bytes:
+                lowest, in_vain = found, 0
+                limit_bytes = rung_below(lowest.profile.peak_bytes - 1, grid_bytes)
+                continue
+            # What fits at a rung may be found a little below it only, where less is saved, and
+            # next to the proven bound, whose own plan may be one.
+            in_vain += 1
+            is_last = in_vain == _IN_VAIN - 1 and limit_bytes > least_bytes
+            limit_bytes = least_bytes if is_last else rung_below(limit_bytes - 1, grid_bytes)
         return lowest
+
+    def lowest_saving(self, saved_limit_bytes: int) -> Candidate | None:
+        """The plan of the lowest peak among those made without a search that save no more bytes
+        than said."""
+        found = [
+            each
+            for each in (*self._without_limit, *self._in_two_levels)
+            if each.profile.saved_bytes <= saved_limit_bytes
+        ]
+        return min(found, key=_lowness, default=None)
+
+    @cached_property
+    def _in_two_levels(self) -> list[Candidate]:
+        return [self._from_orders(plan) for _, plan in self._nested]
+
+    @cached_property
+    def lows(self) -> list[Candidate]:
+        """Plans of low peaks, each the lowest made in its own way without a limit, in the order of
+        their simulated peaks: torch's own or with checkpoints in one level, and in two levels.
+
+        Raises:
+            Infeasible: there is none.
+        """
+        ways = (self._without_limit, self._in_two_levels)
+        lows = [min(way, key=_lowness) for way in ways if way]
+        if not lows:
+            raise two_phase.Infeasible("no valid plan was found at any limit on saved bytes")
+        return sorted(lows, key=_lowness)
 
     @cached_property
     def _without_limit(self) -> list[Candidate]:
-        """Torch's own plan, the one with room for everything, and plans that save what the forward
-        is cut by and as little else as they can."""
+        """Torch's own plan, those that save shares of what the one with room for everything does,
+        and plans that save what the forward is cut by and as little else as they can."""
         sizes = self.step.storage_bytes
         found = [self.at_saved_bytes(sum(sizes[s] for s in f), f) for f in self._checkpoints]
-        found.append(self.at_saved_bytes(sum(sizes)))
+        roomiest = self.at_saved_bytes(sum(sizes))
+        found.append(roomiest)
+        if roomiest is not None and len(self.step.operations) <= _LARGE:
+            saved_bytes = roomiest.solution.saved_bytes
+            found += [self.at_saved_bytes(int(share * saved_bytes)) for share in _SHARES]
         with suppress(two_phase.Infeasible):  # where nobody said what torch's own plan saves
             found.append(self.default)
         return [candidate for candidate in found if candidate is not None]
@@ -469,3 +515,7 @@ class BudgetSearch:
         """The plan found that saves the fewest bytes, whatever its peak."""
         found = self._without_limit
         return min(found, key=lambda c: (c.profile.saved_bytes, c.profile.peak_bytes))
+
+
+def _lowness(candidate: Candidate) -> tuple[int, float]:
+    return candidate.profile.peak_bytes, candidate.solution.time_us

@@ -390,6 +390,66 @@ def test_blocks_compiled_one_by_one_hold_the_budget_together(device: str) -> Non
     assert_same_gradients(gradients(model), gradients(twin), 1e-11)
 
 
+class Adapted(nn.Module):
+    """A frozen block with trained corrections of low rank, whose inner width is its peak."""
+
+    def __init__(self, width: int = 32, rank: int = 4) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.requires_grad_(False)
+        self.up_low = nn.Sequential(
+            nn.Linear(width, rank, bias=False), nn.Linear(rank, 4 * width, bias=False)
+        )
+        self.down_low = nn.Sequential(
+            nn.Linear(4 * width, rank, bias=False), nn.Linear(rank, width, bias=False)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.silu(self.up(x) + self.up_low(x))
+        return x + self.down(h) + self.down_low(h)
+
+
+class Blocks(nn.Module):
+    def __init__(self, block: type[nn.Module], count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.slow
+def test_the_floor_of_a_step_of_frozen_blocks_is_met(device: str) -> None:
+    """Two graphs, of the block whose input needs a gradient and of the first, whose does not. What
+    each keeps lies beside the other's backward: no graph's own floor is the step's."""
+    model, x = Blocks(Adapted, 3).double().to(device), batch(device, 256)
+
+    def steps(budget: int) -> int:
+        torch.compiler.reset()
+        for block in model.blocks:
+            block.compile(backend="sat", options={"memory_budget": budget})
+        for _ in range(3):
+            clear_gradients(model)
+            peak_bytes = satcompile.measure_peak(lambda: loss_of(model, x), device)
+        return parameter_bytes(model) + x.nbytes + peak_bytes
+
+    plentiful = steps(2**30)
+    eager_bytes = 2 * x.nbytes  # the square and the gradient of its mean, outside the graphs
+    with pytest.raises(satcompile.BudgetError) as caught:
+        steps(parameter_bytes(model) + 6 * x.nbytes)
+    floor_bytes = caught.value.floor_bytes
+    assert "of a step of 3 compiled graphs" in str(caught.value)
+    measured = steps(floor_bytes)
+    assert measured <= floor_bytes + eager_bytes
+    assert floor_bytes < 0.6 * plentiful
+    twin = copy.deepcopy(model)
+    clear_gradients(twin)
+    loss_of(twin, x)
+    assert_same_gradients(gradients(model), gradients(twin), 1e-11)
+
+
 @pytest.mark.slow
 def test_a_real_model_is_planned_anew_for_longer_sequences() -> None:
     """Wrapped numbers (Llama's epsilons) keep their symbols in the second compilation."""
