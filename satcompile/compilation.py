@@ -44,7 +44,8 @@ _WALKS = 4  # kept per plan: their events are many
 _MOST_FIGURES = 10_000  # kept per plan
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
 # Where code may be lower than that of the lowest simulated peak.
-_RUNGS_ABOVE_FLOOR, _LOW_WAYS = (1, 2), (1, 2)
+_RUNGS_ABOVE_FLOOR, _LOW_WAYS = (1,), (1, 2)
+_LOWEST_CODE = 0.75  # of the simulated peak, where small kernels are fused that it counts apart
 AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
@@ -290,7 +291,7 @@ class Compilation:
             saving = self._generated(  # limits are rounded down to a rung
                 self._inputs, limit_bytes=int(peak_bytes / RUNG) + 1, saved_limit_bytes=saved_bytes
             )
-            attempts = [*self._low_attempts(self._inputs), saving]
+            attempts = [*self._low_attempts(self._inputs), self._generated(self._inputs), saving]
         return [Planned(a, None, 1, sizes, tuple(conditions)) for a in attempts]
 
     def compiled_like(self, planned: Planned, sizes: Sizes) -> Planned:
@@ -307,27 +308,40 @@ class Compilation:
         compiled. These follow from the graph and its sizes, not from what was asked before."""
         key = (sizes, self.updates)
         if key not in self._floors:
-            self._floors[key] = self._generate_floor(inputs)
+            self._floors[key] = min(
+                self._low_attempts(inputs),
+                key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time),
+            )
         return self._floors[key]
 
-    def _generate_floor(self, inputs: Sequence[Any]) -> Attempt:
-        return min(
-            self._low_attempts(inputs),
-            key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time),
-        )
-
     def _low_attempts(self, inputs: Sequence[Any]) -> list[Attempt]:
-        default = self._generated(inputs)
-        if not default.is_training:
-            return [default]
+        """Among them the floor. What comes to the same plan as another, or to one so much higher
+        that its code cannot be lower, is left out."""
         lowest = self._generated(inputs, limit_bytes=0, lowest_peak=True)
+        if not lowest.is_training:
+            return [lowest]
         assert lowest.outcome is not None
-        found, simulated_bytes = [default, lowest], lowest.outcome.plan.profile.peak_bytes
-        for rungs in _RUNGS_ABOVE_FLOOR:
-            limit_bytes = int(simulated_bytes / RUNG**rungs)
-            found.append(self._generated(inputs, limit_bytes=limit_bytes))
-        for way in _LOW_WAYS:
-            found.append(self._generated(inputs, limit_bytes=0, lowest_peak=True, low_way=way))
+        found, simulated_bytes = [lowest], lowest.outcome.plan.profile.peak_bytes
+        # A little above the lowest, code is as far from the simulation; a plan of another kind may
+        # be far below it.
+        others: list[tuple[float, dict[str, Any]]] = [
+            *((1.0, {"limit_bytes": int(simulated_bytes / RUNG**n)}) for n in _RUNGS_ABOVE_FLOOR),
+            *(
+                (_LOWEST_CODE, {"limit_bytes": 0, "lowest_peak": True, "low_way": way})
+                for way in _LOW_WAYS
+            ),
+        ]
+        if not lowest.takes_regions_as_advice:
+            others.append((_LOWEST_CODE, {}))  # torch's own
+        plans = [lowest.outcome.plan]
+        for part, settings in others:
+            plan = lowest.decided(**settings).plan
+            may_be_lower = part * plan.profile.peak_bytes < min(a.step_peak_bytes for a in found)
+            if may_be_lower and not any(plan.is_like(other) for other in plans):
+                plans.append(plan)
+                found.append(self._generated(inputs, **settings))
+        if lowest.takes_regions_as_advice:  # torch's own is of another graph
+            found.append(self._generated(inputs))
         return found
 
     def _generated(self, inputs: Sequence[Any], **settings: Any) -> Attempt:

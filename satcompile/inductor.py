@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -275,18 +275,7 @@ class Attempt:
             CostModel(device_of(graph_device(gm))),
             self.fused_update.parameters if self.fused_update else (),
         )
-        recompute = Recompute(
-            self.limit_bytes,
-            self.lowest_peak,
-            self.options.solver_effort,
-            saved_limit_bytes=self.saved_limit_bytes,
-            default_within_bytes=self.default_within_bytes,
-            default_saved=self.default_saved,
-            low_way=self.low_way,
-            searches=self.known.searches,
-        )
-        may_chunk = ChunkedLoss.name not in self.options.disable_passes
-        self.outcome = pipeline.run(self.problem, recompute, sparse_passes, may_chunk)
+        self.outcome = pipeline.run(self.problem, self._recompute, sparse_passes, self._may_chunk)
         if self.outcome.problem is not self.problem:
             self.problem = self.outcome.problem
             self.fused_update = self._fused_update(self.problem.graph)
@@ -298,6 +287,39 @@ class Attempt:
         self.plan_key = _plan_key(self.outcome, self.problem, self.updates)
         self._stop_where_known()
         return parts.forward, parts.backward
+
+    @property
+    def _recompute(self) -> Recompute:
+        return Recompute(
+            self.limit_bytes,
+            self.lowest_peak,
+            self.options.solver_effort,
+            saved_limit_bytes=self.saved_limit_bytes,
+            default_within_bytes=self.default_within_bytes,
+            default_saved=self.default_saved,
+            low_way=self.low_way,
+            searches=self.known.searches,
+        )
+
+    @property
+    def _may_chunk(self) -> bool:
+        return ChunkedLoss.name not in self.options.disable_passes
+
+    def decided(
+        self, limit_bytes: int | None = None, lowest_peak: bool = False, low_way: int = 0
+    ) -> pipeline.Decision:
+        """What another attempt with these settings would decide for the same graph."""
+        assert self.outcome is not None
+        recompute = replace(
+            self._recompute,
+            limit_bytes=limit_bytes,
+            lowest_peak=lowest_peak,
+            low_way=low_way,
+            saved_limit_bytes=None,
+            default_within_bytes=0,
+            default_saved=self.outcome.plan.default_saved,
+        )
+        return pipeline.decide(self.outcome.whole, recompute, may_chunk=self._may_chunk)
 
     def _stop_where_known(self) -> None:
         """End an attempt whose answer needs no code, or code that was generated before."""

@@ -58,6 +58,15 @@ class RetentionPlan:
     def has_own_order(self) -> bool:
         return not self.is_default and self.order_kept is None
 
+    def is_like(self, other: RetentionPlan) -> bool:
+        """Whether both save and compute the same, if of two copies of one graph."""
+        return self._what_runs == other._what_runs
+
+    @cached_property
+    def _what_runs(self) -> tuple[object, ...]:
+        names = [node.name for node in self.operations]
+        return self.is_default, self.saved, self.forward_order, self.backward_order, names
+
     @cached_property
     def times_computed(self) -> Counter[fx.Node]:
         """How often each operation runs in the step, forward and backward."""

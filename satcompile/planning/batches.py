@@ -2,8 +2,9 @@
 
 Every size in the graph is an expression of the batch. A plan is a choice and two orders, which hold
 for all batches; so its peak at another batch is a replay with other sizes, and the largest batch is
-found by bisection. The lowest plan is made at the traced batch and again at the one found; of large
-graphs, which take long, only where a plan of checkpoints alone finds room.
+found by bisection. Low plans are made at the traced batch and again at the one found, until none
+has room for more; of large graphs, which take long, only once and where a plan of checkpoints alone
+finds room.
 
 The lowest plan may add many times the forward. So a third batch is found: the largest by a plan that
 adds no more than half the forward, the lowest such plan by bisection of the limit.
@@ -14,7 +15,7 @@ here, as chunks need sizes that are numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,7 @@ from satcompile.torch_compat import planning_for, size_expression
 _MOST = 1 << 24  # samples; nothing asks for more
 _HALF, _NEARLY_HALF = 0.5, 0.45  # of the forward
 _SOLVES, _SOLVES_OF_LARGE = 5, 4  # at most, in search of the plan at half the forward
+_ROUNDS, _ROUNDS_OF_LARGE = 3, 1  # of planning at the largest batch that was found
 _LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once, at a batch that a plan
 # of checkpoints alone has room for
 
@@ -93,9 +95,13 @@ def largest_batch(
     if lowest is None and is_large:
         lowest = _Fit.of(sizes, plans.lowest, plans, within_bytes)
     if lowest is not None:
-        with planning_for({step.symbol: lowest.batch}):
-            there = _Plans(problem_of(step.capture), options.solver_effort)
-        lowest = _larger(lowest, _Fit.of(sizes, there.lowest, there, within_bytes))
+        for _ in range(_ROUNDS_OF_LARGE if is_large else _ROUNDS):
+            with planning_for({step.symbol: lowest.batch}):
+                there = _Plans(problem_of(step.capture), options.solver_effort)
+            fits = [_Fit.of(sizes, plan, there, within_bytes) for plan in there.lows]
+            before, lowest = lowest, _largest(lowest, fits)
+            if lowest.batch == before.batch:
+                break
         half = _Fit.of(sizes, there.at_half(), there, within_bytes)
     own = None if default is None else _Fit.of(sizes, plans.default, plans, within_bytes)
     half = _larger(own, half)
@@ -133,6 +139,12 @@ def _larger(one: _Fit | None, other: _Fit | None) -> _Fit | None:
     return max(one, other, key=lambda fit: (fit.batch, -fit.added_share))
 
 
+def _largest(one: _Fit, others: Iterable[_Fit | None]) -> _Fit:
+    for other in others:
+        one = _larger(one, other) or one
+    return one
+
+
 class _Plans:
     """What can be decided for a problem: the two ends, and one plan between them."""
 
@@ -146,6 +158,11 @@ class _Plans:
     @cached_property
     def lowest(self) -> Candidate:
         return self._search.floor()
+
+    @property
+    def lows(self) -> list[Candidate]:
+        """The lowest plan, and those of low peaks that are made the same way at every batch."""
+        return [self.lowest, *self._search.lows]
 
     def checkpointed(self) -> Candidate | None:
         """A low plan that is quickly made."""

@@ -50,10 +50,9 @@ _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
 _SHARES = (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)  # of what can be saved, for low peaks
-_IN_VAIN = 5  # rungs that are tried on end for a floor
-_LARGE = (
-    2_000  # operations: of larger steps nothing is searched below the plans made without a limit
-)
+_IN_VAIN = 3  # rungs that are tried on end for a floor
+# Operations: below the plans of larger steps nothing is searched, or nothing by integer programs.
+_LARGE, _SMALL = 2_000, 200
 
 
 @dataclass(frozen=True)
@@ -447,7 +446,8 @@ class BudgetSearch:
     @cached_property
     def _floor(self) -> Candidate:
         lowest = self.lows[0]
-        if len(self.step.operations) > _LARGE:
+        operations = len(self.step.operations)
+        if operations > _LARGE:
             return lowest
         try:
             grid_bytes = self.default.profile.peak_bytes
@@ -456,7 +456,7 @@ class BudgetSearch:
         least_bytes = rung_above(self.least_peak_bytes, grid_bytes)
         limit_bytes, in_vain = rung_above(lowest.profile.peak_bytes, grid_bytes), 0
         while limit_bytes >= least_bytes and in_vain < _IN_VAIN:
-            found = self._searched(limit_bytes, None, True)
+            found = self._searched(limit_bytes, None, by_rounds=operations <= _SMALL)
             if found is not None and found.profile.peak_bytes < lowest.profile.peak_bytes:
                 lowest, in_vain = found, 0
                 limit_bytes = rung_below(lowest.profile.peak_bytes - 1, grid_bytes)

@@ -231,7 +231,7 @@ def test_a_named_floor_is_met_and_not_above_the_default(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_the_floor_is_the_same_after_other_questions(name: str, seed: int) -> None:
     chance = random.Random(seed)
     model, x = small(name)
