@@ -34,7 +34,7 @@ def orders(spine: Spine, timing: Timing, saved: frozenset[int], backward: Sequen
     if not set(backward) <= set(backward_order(step, saved)):
         # Results of one operation of which some are saved: what another copy of them is made
         # of need not cross. One copy of each, then.
-        backward = backward_order(step, saved)
+        backward = spine.backward(saved)
     forward = tuple(spine.forward(saved))
     profile = simulate_orders(step, forward, backward, saved)
     return Orders(saved, forward, tuple(backward), profile, timing.time_us(backward, saved))

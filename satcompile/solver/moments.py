@@ -39,6 +39,7 @@ from satcompile.solver.step import (
     Phase,
     Step,
     backward_order,
+    captured_backward_order,
     computations,
     copies,
     early_forward_order,
@@ -153,6 +154,10 @@ class Spine:
     def forward(self, saved: Iterable[int]) -> list[int]:
         """The order in which the forward of a plan runs."""
         return (early_forward_order if self.own_order else forward_order)(self.step, saved)
+
+    def backward(self, saved: Iterable[int]) -> list[int]:
+        """The order in which the backward of a plan with one copy of each value runs."""
+        return (backward_order if self.own_order else captured_backward_order)(self.step, saved)
 
     @cached_property
     def held_bytes(self) -> list[int]:

@@ -117,7 +117,10 @@ def loads_by_position(spine: Spine, plan: Orders) -> dict[tuple[int, bool], int]
 
 
 def _by_spine(spine: Spine, order: Sequence[int], bytes_at: Sequence[int]) -> dict[int, int]:
-    """The most bytes alive while each operation of the spine, and what is recomputed for it, runs."""
+    """The most bytes alive while each operation of the spine, and what is recomputed for it, runs;
+    nothing of a backward that only computes again."""
+    if not spine.operations:
+        return {}
     number = {index: position for position, index in enumerate(spine.operations)}
     found: dict[int, int] = {}
     position = len(spine.operations) - 1  # what comes after the last belongs to it

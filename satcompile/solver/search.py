@@ -16,7 +16,7 @@ and whatever room a plan leaves is used to save more (``filling``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,8 +33,7 @@ from satcompile.solver.single_moments import MomentBound, SingleMoments, worst_m
 from satcompile.solver.step import (
     Step,
     StepProfile,
-    backward_order,
-    early_forward_order,
+    captured_backward_order,
     forward_order,
 )
 from satcompile.solver.timing import Timing
@@ -49,7 +48,9 @@ _HOPELESS = 0.97  # of the lowest peak with two levels: below, only the floor is
 _STEPS = 6  # of the descent to a limit on saved bytes under which the peak fits
 _REFINEMENTS = 2
 _SEGMENTS = (1, 4, 12, 32)
+_FULL = 0.95  # of the limit
 _SHARES = (0.8, 0.6, 0.45, 0.3, 0.2, 0.1)  # of what can be saved, for low peaks
+_FEW = 12  # choices: every point of the curve of saved bytes is looked at for low peaks
 _IN_VAIN = 3  # rungs that are tried on end for a floor
 # Operations: below the plans of larger steps nothing is searched, or nothing by integer programs.
 _LARGE, _SMALL = 2_000, 200
@@ -125,13 +126,14 @@ class BudgetSearch:
         return self.candidate(self._default_saved)
 
     def candidate(self, saved: Iterable[int]) -> Candidate:
-        """The plan that saves the given storages (of which only the choices count), its forward in
-        the joint graph's order, as torch has it."""
+        """The plan that saves the given storages (of which only the choices count), in the joint
+        graph's order, as torch has it."""
         position = self._position
         solution = two_phase.evaluate(
             self.problem, [position[storage] for storage in saved if storage in position]
         )
-        return self._with_profile(solution, forward_order)
+        forward = partial(forward_order, self.step)
+        return self._with_profile(solution, forward, partial(captured_backward_order, self.step))
 
     def at_saved_bytes(
         self, limit_bytes: int, forced: frozenset[int] = frozenset()
@@ -143,7 +145,6 @@ class BudgetSearch:
             forced: storages that must be saved.
         """
         limit_bytes = max(0, limit_bytes)
-        in_order = early_forward_order if self._own_order else forward_order
         if (limit_bytes, forced) not in self._solved:
             try:
                 solution = two_phase.solve(
@@ -153,7 +154,9 @@ class BudgetSearch:
                     [self._position[storage] for storage in forced],
                     node_limit=self._effort,
                 )
-                self._solved[limit_bytes, forced] = self._with_profile(solution, in_order)
+                self._solved[limit_bytes, forced] = self._with_profile(
+                    solution, self._spine.forward, self._spine.backward
+                )
             except (two_phase.Infeasible, two_phase.Unsolvable):
                 self._solved[limit_bytes, forced] = None
         return self._solved[limit_bytes, forced]
@@ -161,11 +164,11 @@ class BudgetSearch:
     def _with_profile(
         self,
         solution: two_phase.Solution,
-        in_order: Callable[[Step, frozenset[int]], Sequence[int]],
+        forward_of: Callable[[frozenset[int]], Sequence[int]],
+        backward_of: Callable[[frozenset[int]], Sequence[int]],
     ) -> Candidate:
         saved = frozenset(self.choices[i] for i in solution.saved)
-        forward = tuple(in_order(self.step, saved))
-        backward = tuple(backward_order(self.step, saved))
+        forward, backward = tuple(forward_of(saved)), tuple(backward_of(saved))
         profile = simulate_orders(self.step, forward, backward, saved)
         return Candidate(saved, solution, profile, forward, backward)
 
@@ -245,6 +248,13 @@ class BudgetSearch:
                 best = self._by_nesting(peak_limit_bytes)
             more = self._checkpoints[1 : 1 + self._worth_trying(best, bound_us)]
             best = self._by_saved_bytes(peak_limit_bytes, room, bound_us, best, more)
+        if best is None or best.solution.time_us <= bound_us + self._gap_us:
+            return best
+        peak_bytes = best.profile.peak_bytes
+        if peak_bytes < _FULL * peak_limit_bytes and len(self.step.operations) <= _LARGE:
+            # So much room that is left says that what is best at a lower limit was missed.
+            lower_bytes = (peak_bytes + peak_limit_bytes) // 2
+            best = self._cheaper(best, self._searched(lower_bytes, saved_limit_bytes, by_rounds))
         return best
 
     def _by_moments(self, peak_limit_bytes: int, room_bytes: int) -> Candidate | None:
@@ -279,7 +289,7 @@ class BudgetSearch:
         if not self._own_order:
             return found
         plan = orders(self._spine, self._timing, found.saved, found.backward_order)
-        rebuild = partial(backward_order, self.step)
+        rebuild = self._spine.backward
         better = filled(self._spine, self._timing, plan, rebuild, peak_limit_bytes, _REPLAYS)
         return found if better is plan else self._from_orders(better)
 
@@ -504,12 +514,22 @@ class BudgetSearch:
         found = [self.at_saved_bytes(sum(sizes[s] for s in f), f) for f in self._checkpoints]
         roomiest = self.at_saved_bytes(sum(sizes))
         found.append(roomiest)
-        if roomiest is not None and len(self.step.operations) <= _LARGE:
+        if roomiest is not None and len(self.choices) <= _FEW:
+            found += self._less_and_less(roomiest)
+        elif roomiest is not None and len(self.step.operations) <= _LARGE:
             saved_bytes = roomiest.solution.saved_bytes
             found += [self.at_saved_bytes(int(share * saved_bytes)) for share in _SHARES]
         with suppress(two_phase.Infeasible):  # where nobody said what torch's own plan saves
             found.append(self.default)
         return [candidate for candidate in found if candidate is not None]
+
+    def _less_and_less(self, found: Candidate | None) -> Iterator[Candidate]:
+        """The least-time plans at ever lower limits on saved bytes, each of which leaves out
+        something that the one before saves."""
+        while found is not None and found.solution.saved_bytes > 0:
+            found = self.at_saved_bytes(found.solution.saved_bytes - 1)
+            if found is not None:
+                yield found
 
     def least_saved(self) -> Candidate:
         """The plan found that saves the fewest bytes, whatever its peak."""

@@ -35,7 +35,7 @@ from satcompile.solver import two_phase
 from satcompile.solver.filling import Orders, orders
 from satcompile.solver.moments import Spine
 from satcompile.solver.peaks import loads_by_position
-from satcompile.solver.step import StepOperation, backward_order, forward_order
+from satcompile.solver.step import StepOperation, forward_order
 from satcompile.solver.timing import Timing
 
 _MOMENTS = 4  # of which bounds are asked
@@ -385,7 +385,7 @@ def worst_moments(
         bound = look(position, limit_bytes)
         saved = None if bound.saved is None else spine.with_unrepeatable(bound.saved)
         if saved is not None and not in_forward:
-            plan = orders(spine, timing, saved, backward_order(spine.step, saved))
+            plan = orders(spine, timing, saved, spine.backward(saved))
         found.append((bound, plan))
     return found
 

@@ -156,6 +156,16 @@ def early_forward_order(step: Step, saved: Iterable[int]) -> list[int]:
 
 def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
     """Operations that the backward runs, each recomputation right before its first reader."""
+    return _backward_order(step, saved, as_captured=False)
+
+
+def captured_backward_order(step: Step, saved: Iterable[int]) -> list[int]:
+    """The same as torch orders it: what the captured backward makes of constants or of values of
+    the forward stays where it stands there, its reader near or far."""
+    return _backward_order(step, saved, as_captured=True)
+
+
+def _backward_order(step: Step, saved: Iterable[int], as_captured: bool) -> list[int]:
     makers = step.makers()
     given = set(saved)
     # An operation of the joint graph's backward runs where some gradient comes of it.
@@ -172,7 +182,10 @@ def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
     order: list[int] = []
     placed: set[int] = set()
     for index, operation in enumerate(step.operations):
-        if index in wanted and operation.phase is Phase.BACKWARD and index not in placed:
+        is_of_backward = operation.phase is Phase.BACKWARD or (
+            as_captured and operation.phase is Phase.EITHER and order
+        )
+        if index in wanted and is_of_backward and index not in placed:
             if _is_ready(operation.reads, makers, given, placed):
                 placed.add(index)
                 order.append(index)

@@ -349,7 +349,9 @@ def test_graph_breaks_hold_the_whole_from_the_second_step(
         assert any("step of 2 compiled graphs" in note for note in graph.notes)
         assert graph.resident_bytes == parameter_bytes(model) + x.nbytes
         assert graph.predicted_peak_bytes <= budget_bytes < graph.default_peak_bytes
-    assert max(g.predicted_peak_bytes for g in graphs) >= graphs[0].resident_bytes + peak_bytes - 64
+    # The loss is eager, outside of the graphs: its backward holds one more tensor for a moment.
+    graphs_bytes = graphs[0].resident_bytes + peak_bytes - x.nbytes
+    assert max(g.predicted_peak_bytes for g in graphs) >= graphs_bytes - 64
 
 
 @pytest.mark.slow
