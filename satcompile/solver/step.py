@@ -155,7 +155,12 @@ def early_forward_order(step: Step, saved: Iterable[int]) -> list[int]:
 
 
 def backward_order(step: Step, saved: Iterable[int]) -> list[int]:
-    """Operations that the backward runs, each recomputation right before its first reader."""
+    """Operations that the backward runs, each recomputation right before its first reader and each
+    sum of gradients right behind what it adds up.
+
+    The capture may have a sum far behind that, as where two passes through the same layers turn
+    out to be one; Inductor makes one kernel of a product and a sum, whose operands then stay.
+    """
     return _backward_order(step, saved, as_captured=False)
 
 
@@ -181,22 +186,56 @@ def _backward_order(step: Step, saved: Iterable[int], as_captured: bool) -> list
     )
     order: list[int] = []
     placed: set[int] = set()
+    sums = {} if as_captured else _sums_of_gradients(step)
+
+    def place(index: int) -> None:
+        placed.add(index)
+        order.append(index)
+        for storage in step.operations[index].writes:
+            above = sums.get(storage)
+            if above is None or above in placed or above not in wanted:
+                continue
+            if _is_ready(step.operations[above].reads, makers, given, placed):
+                place(above)
+
     for index, operation in enumerate(step.operations):
         is_of_backward = operation.phase is Phase.BACKWARD or (
             as_captured and operation.phase is Phase.EITHER and order
         )
         if index in wanted and is_of_backward and index not in placed:
             if _is_ready(operation.reads, makers, given, placed):
-                placed.add(index)
-                order.append(index)
+                place(index)
                 continue
             for needed in sorted(_pending(step, makers, index, given, placed)):
-                placed.add(needed)
-                order.append(needed)
+                if needed not in placed:
+                    place(needed)
     # Gradients that no incoming gradient reaches (constants) come last.
     for index in sorted(wanted - placed):
         order.append(index)
     return order
+
+
+def _sums_of_gradients(step: Step) -> dict[int, int]:
+    """The operation that adds up a storage with others, all of the backward and read by nothing
+    else, to a gradient that is a result."""
+    made_in_backward, readers = set(), Counter()
+    for operation in step.operations:
+        readers.update(set(operation.reads))
+        if operation.phase is Phase.BACKWARD:
+            made_in_backward.update(operation.writes)
+    found: dict[int, int] = {}
+    for index in range(len(step.operations) - 1, -1, -1):
+        operation = step.operations[index]
+        if operation.phase is not Phase.BACKWARD or not operation.fusible or operation.reduces:
+            continue
+        results = operation.writes
+        if len(results) != 1 or not (results[0] in step.gradients or results[0] in found):
+            continue
+        if operation.reads and all(
+            s in made_in_backward and readers[s] == 1 for s in operation.reads
+        ):
+            found.update(dict.fromkeys(operation.reads, index))
+    return found
 
 
 def _ancestors(

@@ -11,6 +11,7 @@ from satcompile.solver.step import (
     Step,
     StepOperation,
     backward_order,
+    captured_backward_order,
     forward_order,
     simulate,
     simulate_orders,
@@ -345,3 +346,41 @@ def test_the_peak_is_labelled_with_the_phase_that_has_it():
     assert (in_backward.forward.peak_label, in_backward.peak_label) == ("loss", "pointwise")
     at_its_start = simulate(chain(), {X, Y})
     assert (at_its_start.forward.peak_label, at_its_start.peak_label) == ("loss", "")
+
+
+def test_a_sum_of_gradients_runs_right_behind_what_it_adds_up() -> None:
+    """The capture may have it at its end; then the products' operands would be kept until there."""
+    step = Step(
+        [
+            StepOperation("layer", (0,), (1,), Phase.FORWARD),
+            StepOperation("first", (2, 1), (3,), Phase.BACKWARD),
+            StepOperation("second", (2, 1), (4,), Phase.BACKWARD),
+            StepOperation("more", (2, 1), (5,), Phase.BACKWARD),
+            StepOperation("both", (3, 4), (6,), Phase.BACKWARD, fusible=True),
+        ],
+        [0, 8, 8, 8, 8, 8, 8],
+        outputs=frozenset(),
+        transient_outputs=frozenset(),
+        gradients=frozenset([5, 6]),
+        tangents=frozenset([2]),
+    )
+    assert backward_order(step, [1]) == [1, 2, 4, 3]
+    assert captured_backward_order(step, [1]) == [1, 2, 3, 4]
+
+
+def test_torch_leaves_what_the_backward_makes_of_constants_where_it_was_captured() -> None:
+    step = Step(
+        [
+            StepOperation("layer", (0,), (1,), Phase.FORWARD),
+            StepOperation("first", (2, 1), (3,), Phase.BACKWARD),
+            StepOperation("zeros", (), (4,), Phase.EITHER, fusible=True),
+            StepOperation("second", (3, 1), (5,), Phase.BACKWARD),
+        ],
+        [0, 8, 8, 8, 8, 8],
+        outputs=frozenset(),
+        transient_outputs=frozenset(),
+        gradients=frozenset([4, 5]),
+        tangents=frozenset([2]),
+    )
+    assert captured_backward_order(step, [1]) == [1, 2, 3]
+    assert backward_order(step, [1]) == [1, 3, 2]
