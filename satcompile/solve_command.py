@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -55,7 +56,12 @@ def run(settings: Settings) -> int:
     except (OSError, ValueError, Infeasible) as error:
         return _refused(_line(error, settings), 1)
     except KeyboardInterrupt:
-        return _refused(f"interrupted{search.standing() if search else ''}", INTERRUPTED)
+        _refused(f"interrupted{search.standing() if search else ''}", INTERRUPTED)
+        # The search goes on in its thread, and HiGHS in threads of its own: where the interpreter
+        # is taken down around them, C++ may abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
     print(summary(schedule))
     return 0
 

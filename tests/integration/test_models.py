@@ -73,7 +73,7 @@ def _check(name: str, dtype: torch.dtype, tolerance: float, context: Any) -> Non
         assert graph.default_peak_bytes == pytest.approx(default_bytes, rel=0.01)
 
 
-_LONG = ("resnet", "bert")
+_LONG = ("resnet", "bert", "gpt2")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_float64_gradients_and_peaks(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", ["resnet", "bert"])  # the others in bfloat16, below
 def test_float32_gradients_and_peaks(name: str) -> None:
     _check(name, torch.float32, TOLERANCE[torch.float32], contextlib.nullcontext)
 

@@ -86,8 +86,7 @@ def assert_is_the_backends(made: satcompile.Plan, backend: BackendStep) -> None:
 # -- the backend's numbers ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("share", [0.5, 2.0])
+@pytest.mark.parametrize(("name", "share"), [*((name, 0.5) for name in STEPS), ("resnet", 2.0)])
 @pytest.mark.usefixtures("no_other_optimizers")
 def test_numbers_are_those_of_the_backends_first_plan(name: str, share: float) -> None:
     model, inputs = built(name)
@@ -107,15 +106,13 @@ def test_numbers_are_those_of_the_backends_first_plan(name: str, share: float) -
         assert made.predicted_peak_bytes == made.default_peak_bytes > budget_bytes
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", ["gpt2 with dropout", "resnet"])
 @pytest.mark.usefixtures("no_other_optimizers")
 def test_fake_tensors_give_the_numbers_of_real_ones(name: str) -> None:
     model, inputs = built(name)
     real = satcompile.plan(model, memory_budget="70% of default", optimizer=ADAMW, **inputs)
     torch.compiler.reset()
     with satcompile.fake_tensors():
-        if name == "llama with adapters":
-            pytest.skip("peft moves its adapters, which fake ones cannot")
         model, inputs = built(name)
     fake = satcompile.plan(model, memory_budget="70% of default", optimizer=ADAMW, **inputs)
     ours, theirs = fake.to_dict(), real.to_dict()
