@@ -512,7 +512,7 @@ class Attempt:
         if self.outcome is None or self.outcome.plan.is_default:
             return nullcontext()
         if is_backward or is_chunked(self.outcome.problem.graph):
-            return torch_compat.without_horizontal_fusion()
+            return torch_compat.fusing_in_order()
         return nullcontext()
 
     def _check_allocations(self) -> None:

@@ -462,27 +462,48 @@ def finish_modules(
 
 
 @contextlib.contextmanager
-def without_horizontal_fusion() -> Iterator[None]:
-    """Inductor fuses no two kernels that merely read the same, in any graph compiled inside.
+def fusing_in_order() -> Iterator[None]:
+    """Inductor fuses nothing that moves what a plan has put in order, in any graph compiled inside.
 
-    Such a fusion moves one of the two to where the other stands, and with it every value that
-    one of them makes or keeps alive: recomputation planned for late runs early. Fusion of a
-    producer with its reader, and of a row with a column reduction of the same values (GPU),
-    stay. The caller's cache key must tell this policy. ``InductorChoices``: 2.11, 2.13.
+    Two kernels that merely read the same are not fused: one of the two would move to where the
+    other stands, and with it every value that one of them makes or keeps alive; recomputation
+    planned for late would run early. Nor is a reduction with a reader that waits for something
+    made later, as a sum of two passes' gradients does: what it reduces, which is larger than its
+    result, would be kept until then. Other fusions of a producer with its reader, and of a row
+    with a column reduction of the same values (GPU), stay. The caller's cache key must tell this
+    policy. ``InductorChoices``, names of the scheduler: 2.13.
     """
     from torch._inductor.choices import InductorChoices
     from torch._inductor.scheduler import MixOrderReduction
     from torch._inductor.virtualized import V
 
-    class VerticalOnly(InductorChoices):
+    class InOrder(InductorChoices):
         @staticmethod
         def can_fuse_horizontal(
             scheduler: Any, node1: Any, node2: Any, shared_data_score: int
         ) -> bool:
             return bool(MixOrderReduction.can_fuse(node1, node2))
 
-    with V.set_choices_handler(VerticalOnly()):
+        @staticmethod
+        def can_fuse_vertical(
+            scheduler: Any, node1: Any, node2: Any, shared_data_score: int
+        ) -> bool:
+            return not (node1.is_reduction() and _waits_beyond(scheduler, node1, node2))
+
+    with V.set_choices_handler(InOrder()):
         yield
+
+
+def _waits_beyond(scheduler: Any, producer: Any, reader: Any) -> bool:
+    """Whether a reader of ``producer`` waits for something that is made behind it, too."""
+    for dependency in reader.unmet_dependencies:
+        buffer = scheduler.name_to_buf.get(dependency.name)
+        if buffer is None:
+            continue
+        made_by = scheduler.name_to_fused_node[buffer.defining_op_name()]
+        if made_by is not producer and made_by.min_order > producer.max_order:
+            return True
+    return False
 
 
 def _key_of_pass(theirs: Any) -> Any:
