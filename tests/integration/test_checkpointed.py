@@ -136,7 +136,7 @@ class Twice(nn.Module):
         return self.through(x).sin().mean() + self.through(y).cos().mean()
 
 
-def test_blocks_gone_through_twice_take_no_more_than_eager_with_its_regions() -> None:
+def test_blocks_gone_through_twice_take_a_fifth_less_than_eager_with_its_regions() -> None:
     """A gradient that is a sum of both passes' must not keep the first one's operands."""
     torch.manual_seed(0)
     model, x, y = Twice(3).double(), torch.randn(256, 16).double(), torch.randn(256, 16).double()
@@ -147,16 +147,16 @@ def test_blocks_gone_through_twice_take_no_more_than_eager_with_its_regions() ->
         loss.backward()
         return loss
 
-    eager_bytes = satcompile.measure_peak(lambda: step(eager))
+    peak_bytes = int(0.8 * satcompile.measure_peak(lambda: step(eager)))
     resident = sum(p.nbytes for p in model.parameters()) + x.nbytes + y.nbytes
     torch.compiler.reset()
-    options = {"memory_budget": eager_bytes + resident}
+    options = {"memory_budget": peak_bytes + resident}
     run = torch.compile(model, backend="sat", options=options)
     step(run)
     gradients = zip(model.parameters(), eager.parameters(), strict=True)
     _same(*zip(*((p.grad, q.grad) for p, q in gradients), strict=True))
     model.zero_grad()
-    assert satcompile.measure_peak(lambda: step(run)) <= eager_bytes
+    assert satcompile.measure_peak(lambda: step(run)) <= peak_bytes
 
 
 def test_advice_needs_a_budget_and_a_word_that_is_known() -> None:
