@@ -85,13 +85,13 @@ def test_float64_gradients_and_peaks(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet", "bert"])  # the others in bfloat16, below
+@pytest.mark.parametrize("name", ["vit"])  # others in bfloat16, below
 def test_float32_gradients_and_peaks(name: str) -> None:
     _check(name, torch.float32, TOLERANCE[torch.float32], contextlib.nullcontext)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_bf16_autocast_gradients_and_peaks(name: str) -> None:
     context = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     _check(name, torch.float32, TOLERANCE[torch.bfloat16], context)
@@ -117,7 +117,7 @@ def _trained(name: str, in_backward: bool, context: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", ["gpt2", "vit", "resnet"])
 def test_updates_inside_the_backward_are_those_of_step(name: str) -> None:
     context = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     precision = context if name in ("gpt2", "llama", "vit") else contextlib.nullcontext
