@@ -218,7 +218,8 @@ def _backward_order(step: Step, saved: Iterable[int], as_captured: bool) -> list
 def _sums_of_gradients(step: Step) -> dict[int, int]:
     """The operation that adds up a storage with others, all of the backward and read by nothing
     else, to a gradient that is a result."""
-    made_in_backward, readers = set(), Counter()
+    made_in_backward: set[int] = set()
+    readers: Counter[int] = Counter()
     for operation in step.operations:
         readers.update(set(operation.reads))
         if operation.phase is Phase.BACKWARD:
