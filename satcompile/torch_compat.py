@@ -498,9 +498,9 @@ def _waits_beyond(scheduler: Any, producer: Any, reader: Any) -> bool:
     """Whether a reader of ``producer`` waits for something that is made behind it, too."""
     for dependency in reader.unmet_dependencies:
         buffer = scheduler.name_to_buf.get(dependency.name)
-        if buffer is None:
+        if buffer is None or buffer.defining_op is None:  # an input of the graph
             continue
-        made_by = scheduler.name_to_fused_node[buffer.defining_op_name()]
+        made_by = scheduler.name_to_fused_node[buffer.defining_op.get_name()]
         if made_by is not producer and made_by.min_order > producer.max_order:
             return True
     return False

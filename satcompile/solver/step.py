@@ -189,14 +189,19 @@ def _backward_order(step: Step, saved: Iterable[int], as_captured: bool) -> list
     sums = {} if as_captured else _sums_of_gradients(step)
 
     def place(index: int) -> None:
-        placed.add(index)
-        order.append(index)
-        for storage in step.operations[index].writes:
-            above = sums.get(storage)
-            if above is None or above in placed or above not in wanted:
+        stack = [index]  # chains of sums may be as long as a sequence is
+        while stack:
+            current = stack.pop()
+            if current in placed:
                 continue
-            if _is_ready(step.operations[above].reads, makers, given, placed):
-                place(above)
+            placed.add(current)
+            order.append(current)
+            above = {sums[s] for s in step.operations[current].writes if s in sums} & wanted
+            stack += [
+                each
+                for each in sorted(above)
+                if _is_ready(step.operations[each].reads, makers, given, placed)
+            ]
 
     for index, operation in enumerate(step.operations):
         is_of_backward = operation.phase is Phase.BACKWARD or (
@@ -207,8 +212,7 @@ def _backward_order(step: Step, saved: Iterable[int], as_captured: bool) -> list
                 place(index)
                 continue
             for needed in sorted(_pending(step, makers, index, given, placed)):
-                if needed not in placed:
-                    place(needed)
+                place(needed)
     # Gradients that no incoming gradient reaches (constants) come last.
     for index in sorted(wanted - placed):
         order.append(index)
@@ -216,8 +220,8 @@ def _backward_order(step: Step, saved: Iterable[int], as_captured: bool) -> list
 
 
 def _sums_of_gradients(step: Step) -> dict[int, int]:
-    """The operation that adds up a storage with others, all of the backward and read by nothing
-    else, to a gradient that is a result."""
+    """The operation that adds up a storage with others, all of the backward, read by nothing else
+    and together no smaller, to a gradient that is a result: to run it early costs no memory."""
     made_in_backward: set[int] = set()
     readers: Counter[int] = Counter()
     for operation in step.operations:
@@ -232,9 +236,10 @@ def _sums_of_gradients(step: Step) -> dict[int, int]:
         results = operation.writes
         if len(results) != 1 or not (results[0] in step.gradients or results[0] in found):
             continue
-        if operation.reads and all(
-            s in made_in_backward and readers[s] == 1 for s in operation.reads
-        ):
+        reads = set(operation.reads)
+        if sum(step.storage_bytes[s] for s in reads) < step.storage_bytes[results[0]]:
+            continue
+        if reads and all(s in made_in_backward and readers[s] == 1 for s in reads):
             found.update(dict.fromkeys(operation.reads, index))
     return found
 

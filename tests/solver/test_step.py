@@ -384,3 +384,25 @@ def test_torch_leaves_what_the_backward_makes_of_constants_where_it_was_captured
     )
     assert captured_backward_order(step, [1]) == [1, 2, 3]
     assert backward_order(step, [1]) == [1, 3, 2]
+
+
+def test_a_long_chain_of_sums_whose_operands_are_there_is_no_deep_recursion() -> None:
+    count = 3000
+    products = [
+        StepOperation(f"product {i}", (2, 1), (3 + i,), Phase.BACKWARD) for i in range(count)
+    ]
+    sums, latest = [], 3 + count - 1
+    for i in range(count - 2, -1, -1):
+        result = 3 + count + len(sums)
+        reads = (latest, 3 + i)
+        sums.append(StepOperation(f"sum {i}", reads, (result,), Phase.BACKWARD, fusible=True))
+        latest = result
+    step = Step(
+        [StepOperation("layer", (0,), (1,), Phase.FORWARD), *products, *sums],
+        [0, 8, 8, *[8] * (2 * count - 1)],
+        outputs=frozenset(),
+        transient_outputs=frozenset(),
+        gradients=frozenset([latest]),
+        tangents=frozenset([2]),
+    )
+    assert backward_order(step, [1]) == list(range(1, 2 * count))
