@@ -259,16 +259,12 @@ FAST = [
     ("mlp", "bf16 autocast", NO_BUDGET),
     ("graph-attention", "plain", NO_BUDGET),
     ("fno", "plain", NO_BUDGET),
-    ("rnn", "plain", NO_BUDGET),
-    ("nn-encoder", "checkpointed", NO_BUDGET),
 ]
 SLOW = [
     ("mlp", "plain", FLOOR),
-    ("nn-encoder", "bf16 autocast", NO_BUDGET),
+    ("nn-encoder", "checkpointed", NO_BUDGET),
     ("llama", "LoRA", SHARE),
     ("qwen3-moe", "plain", NO_BUDGET),
-    ("t5", "plain", NO_BUDGET),
-    ("interaction", "plain", SHARE),
 ]
 
 

@@ -32,9 +32,9 @@ def bert() -> torch.nn.Module:
     return model
 
 
-def llama() -> torch.nn.Module:
+def llama(layers: int = 2) -> torch.nn.Module:
     config = transformers.LlamaConfig(
-        num_hidden_layers=2, hidden_size=HIDDEN, num_attention_heads=2, num_key_value_heads=2,
+        num_hidden_layers=layers, hidden_size=HIDDEN, num_attention_heads=2, num_key_value_heads=2,
         intermediate_size=2 * HIDDEN, vocab_size=VOCABULARY, use_cache=False, bos_token_id=1,
         eos_token_id=1, max_position_embeddings=TOKENS,
     )  # fmt: skip

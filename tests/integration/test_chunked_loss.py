@@ -44,15 +44,6 @@ def gpt2() -> torch.nn.Module:
     return model
 
 
-def llama() -> torch.nn.Module:
-    config = transformers.LlamaConfig(
-        num_hidden_layers=1, hidden_size=HIDDEN, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=2 * HIDDEN, vocab_size=VOCABULARY, use_cache=False, bos_token_id=1,
-        eos_token_id=1, max_position_embeddings=LENGTH,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
 def gemma2() -> torch.nn.Module:
     """With logits that are capped, and an embedding that is tied."""
     config = transformers.Gemma2Config(
@@ -103,16 +94,11 @@ def test_without_the_pass_the_same_budget_is_below_the_floor() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("make", "tolerance"),
-    [(llama, FLOAT32_INSIDE["llama"]), (gemma2, FLOAT32_INSIDE["llama"])],
-    ids=["llama", "gemma2"],
-)
-def test_other_models(make: Any, tolerance: float) -> None:
-    model, inputs = built(make, torch.float64)
+def test_another_model() -> None:
+    model, inputs = built(gemma2, torch.float64)
     wanted = step_gradients(model, model, inputs)
     run = compiled(model, "70% of default")
-    assert_same_gradients(step_gradients(run, model, inputs), wanted, tolerance)
+    assert_same_gradients(step_gradients(run, model, inputs), wanted, FLOAT32_INSIDE["llama"])
     graph = only_graph(run)
     assert "in 8 chunks" in said(run)
     peak_bytes = graph.resident_bytes + measured(run, model, inputs)

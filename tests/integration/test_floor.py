@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -37,17 +38,16 @@ def bytes_of(tensors: Any) -> int:
 
 
 @pytest.fixture(scope="module")
-def gpt2() -> tuple[Any, dict[str, Any], satcompile.BudgetError]:
-    """A model, its inputs, and the answer to a budget of one byte."""
-    model, inputs = build("gpt2")
-    return model, inputs, refused(model, inputs)
-
-
-@pytest.mark.parametrize("name", ["vit", pytest.param("gpt2", marks=pytest.mark.slow)])
-def test_the_floor_s_bytes_are_named_and_add_up(name: str) -> None:
-    model, inputs = build(name)
+def vit() -> tuple[Any, dict[str, Any], Any, satcompile.BudgetError]:
+    """A model, its inputs and optimizer, and the answer to a budget of one byte."""
+    model, inputs = build("vit")
     optimizer = torch.optim.AdamW(model.parameters())
-    error = refused(model, inputs)
+    return model, inputs, optimizer, refused(model, inputs)
+
+
+def test_the_floor_s_bytes_are_named_and_add_up(vit: Any) -> None:
+    model, inputs, _, error = vit
+    model = copy.deepcopy(model)
     found = error.breakdown
     assert set(found) == KINDS
     assert sum(found.values()) == error.floor_bytes
@@ -55,17 +55,18 @@ def test_the_floor_s_bytes_are_named_and_add_up(name: str) -> None:
     assert 0 < found["gradients"] <= bytes_of(model.parameters())
     assert found["inputs"] == bytes_of(inputs.values())
     assert found["outputs"] > 0 and found["temporaries"] > 0
+    stepped = torch.optim.AdamW(model.parameters())
     loss = model(**inputs).loss
     loss.backward()
-    optimizer.step()
-    state = [v for s in optimizer.state.values() for v in s.values()]
+    stepped.step()
+    state = [v for s in stepped.state.values() for v in s.values()]
     assert found["optimizer state"] == bytes_of(state)
     for kind in ("parameters", "gradients", "optimizer state", "temporaries"):
         assert kind in str(error)
 
 
-def test_the_operation_at_the_peak_is_named_with_its_module(gpt2: Any) -> None:
-    model, _, error = gpt2
+def test_the_operation_at_the_peak_is_named_with_its_module(vit: Any) -> None:
+    model, _, _, error = vit
     operation, _, module = error.floor_op.partition(" in ")
     assert "aten." in operation
     assert module in dict(model.named_modules())
@@ -79,10 +80,9 @@ def test_what_helps_follows_what_weighs_most() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("above", [1.0, 1.01])
-def test_at_the_floor_it_trains_within(gpt2: Any, above: float) -> None:
-    model, inputs, error = gpt2
-    budget_bytes = int(error.floor_bytes * above)
+def test_at_the_floor_it_trains_within() -> None:
+    model, inputs = build("gpt2")
+    budget_bytes = refused(model, inputs).floor_bytes
     run = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
 
     peak_bytes = measured(run, model, inputs)
@@ -181,8 +181,6 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[], torch.Tensor]]] = {
     "adapted": (Adapted, lambda: torch.randn(96, 32)),
     "words": (Words, lambda: torch.randint(0, 300, (4, 24))),
 }
-slow = pytest.mark.slow
-SOME = ["widths", *(pytest.param(n, marks=slow) for n in MODELS if n != "widths")]
 
 
 def small(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -218,9 +216,8 @@ def named(model: nn.Module, x: torch.Tensor, budget: int) -> int:
     return caught.value.floor_bytes
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_a_named_floor_is_met_and_not_above_the_default(name: str) -> None:
-    model, x = small(name)
+def test_a_named_floor_is_met_and_not_above_the_default() -> None:
+    model, x = small("widths")
     floor_bytes = named(model, x, 1)
     graph = step(model, x, floor_bytes)
     assert graph.measured_peak_bytes == graph.predicted_peak_bytes <= floor_bytes
@@ -231,9 +228,8 @@ def test_a_named_floor_is_met_and_not_above_the_default(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("seed", [0])
-def test_the_floor_is_the_same_after_other_questions(name: str, seed: int) -> None:
-    chance = random.Random(seed)
+def test_the_floor_is_the_same_after_other_questions(name: str) -> None:
+    chance = random.Random(0)
     model, x = small(name)
     graph = step(model, x)
     questions = ["floor_bytes", "curve", "default_peak_bytes", "least_peak_bytes", "timeline"]
@@ -241,8 +237,7 @@ def test_the_floor_is_the_same_after_other_questions(name: str, seed: int) -> No
         getattr(graph, question)
     floor_bytes = graph.floor_bytes
     assert floor_bytes <= graph.default_peak_bytes
-    shares = [0.0, 0.3, 0.8, *(["refused"] if chance.random() < 0.5 else [])]
-    peaks = {}
+    shares = [0.0, 0.3, "refused"]
     for share in chance.sample(shares, len(shares)):
         if share == "refused":
             assert named(model, x, floor_bytes // 2) == floor_bytes
@@ -251,5 +246,3 @@ def test_the_floor_is_the_same_after_other_questions(name: str, seed: int) -> No
         found = step(model, x, budget_bytes)
         assert found.measured_peak_bytes == found.predicted_peak_bytes <= budget_bytes
         assert found.floor_bytes == floor_bytes
-        peaks[share] = found.measured_peak_bytes
-    assert peaks[0.0] <= 1.01 * peaks[0.3] and peaks[0.3] <= 1.01 * peaks[0.8]

@@ -120,16 +120,16 @@ def _tightly(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "tight"),
     [
-        Queue,
-        Codebook,
-        pytest.param(Views, marks=pytest.mark.slow),
-        pytest.param(Pointwise, marks=pytest.mark.slow),
-        pytest.param(Momentum, marks=pytest.mark.slow),
+        (Queue, False),
+        (Codebook, False),
+        *(
+            pytest.param(kind, True, marks=pytest.mark.slow)
+            for kind in (Queue, Codebook, Views, Pointwise, Momentum)
+        ),
     ],
 )
-@pytest.mark.parametrize("tight", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_backward_sees_what_the_forward_read(kind: type[Reading], tight: bool) -> None:
     torch.manual_seed(0)
     eager = kind().double()

@@ -19,7 +19,7 @@ from tests.integration.training import (
     only_graph,
     step_gradients,
 )
-from tests.zoo import build
+from tests.zoo import build, llama, text
 
 
 class Block(nn.Module):
@@ -120,7 +120,7 @@ def test_two_instances_of_a_class_train_apart() -> None:
 
 
 def test_another_batch_size_and_another_sequence_length() -> None:
-    model = Net().double()
+    model = Net(layers=1).double()
     compiled = torch.compile(model, backend="sat")
     for shape in ((4, 16, 16), (6, 16, 16), (6, 24, 16), (5, 8, 16)):
         _check(compiled, model, torch.randn(*shape, dtype=torch.float64))
@@ -167,8 +167,7 @@ def test_frozen_parameters_save_nothing_for_their_gradient() -> None:
 def test_lora_saves_less_than_full_training() -> None:
     import peft
 
-    model, inputs = build("llama")
-    model = model.double()
+    model, inputs = llama(layers=1).double(), text()
     torch.compile(model, backend="sat")(**inputs).loss.backward()
     full_bytes = only_graph(model).saved_bytes
     torch.compiler.reset()
