@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -57,8 +57,16 @@ class _Choice:
     """What was decided for a call, to be found again while nothing has changed."""
 
     planned: Planned
-    share: Share | None = None
+    make_share: Callable[[], Share | None] | None = None
     make_report: Callable[[], GraphReport] | None = None
+
+    @cached_property
+    def share(self) -> Share | None:
+        """Made where the step has other calls, which must be planned beside it."""
+        return None if self.make_share is None else self.make_share()
+
+    def shared(self) -> Share | None:
+        return self.share
 
     @cached_property
     def report(self) -> GraphReport | None:
@@ -148,6 +156,7 @@ class BoundGraph:
         self.plans: list[Planned] = []
         self.last_step: Step | None = None
         self._choices: dict[Any, _Choice] = {}
+        self._latest: tuple[Any, _Choice] | None = None
         self._lasting: dict[Any, _Lasting] = {}
         self._budgets: dict[Sizes, int | None] = {}
         self._number = next(_numbers)
@@ -185,7 +194,7 @@ class BoundGraph:
         call = STEPS.begin(self, args, self._instance(trained))
         try:
             choice = self._choice(call, args, trained)
-            call.share = choice.share
+            call.share = choice.shared
             self.record.decided = choice
             self.record.observe(args)
             results = sparse_calls.run(choice.planned, args)
@@ -210,11 +219,14 @@ class BoundGraph:
         before, after = call.before(), call.after()
         # What lasts is known by its figures: the same bytes of another call are as good.
         key = (call.sizes, input_bytes, lasting.residency, before, after, updates)
+        if self._latest is not None and self._latest[0] == key:  # cheaper than a hash
+            return self._latest[1]
         if key not in self._choices:
             if len(self._choices) >= _MOST_CHOICES:
                 self._choices.clear()
-            residency = replace(lasting.residency, inputs=input_bytes)
+            residency = lasting.residency.with_inputs(input_bytes)
             self._choices[key] = self._choose(call, args, residency, before, after)
+        self._latest = key, self._choices[key]
         return self._choices[key]
 
     def _lasting_of(
@@ -270,11 +282,10 @@ class BoundGraph:
         if planned is None:
             with journal.refusals(self.compilation):
                 planned, room, beside = self._plan(call, room, beside, example_inputs)
-        figures = planned.figures_at(self.compilation.symbols, call.sizes)
-        share = Share(residency, figures) if figures is not None else None
-        choice = _Choice(planned, share)
+        make_share = partial(_share_of, planned, self.compilation.symbols, call.sizes, residency)
+        choice = _Choice(planned, make_share)
         if planned.attempt.is_training:
-            choice.make_report = partial(self._report, call, planned, room, beside, share)
+            choice.make_report = partial(self._report, call, choice, room, beside)
             self.record.decided = choice
             journal.tell(planned, self.compilation, choice.make_report)
         return choice
@@ -282,6 +293,9 @@ class BoundGraph:
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
         if planned.attempt.updates != self.compilation.updates:
             return False
+        bounds = planned.bounds_at(self.compilation.symbols, sizes)
+        if any(room.peak_bytes_with(bound) <= room.limit_bytes for bound in bounds):
+            return True
         figures = planned.figures_at(self.compilation.symbols, sizes)
         if figures is None:
             simulated_bytes = planned.attempt.step_peak_bytes
@@ -411,6 +425,7 @@ class BoundGraph:
         """The only plan from now on."""
         self.plans.clear()
         self._choices.clear()
+        self._latest = None
         self.add(planned)
 
     def _backward_begins(self) -> None:
@@ -418,9 +433,8 @@ class BoundGraph:
 
     # -- the report ------------------------------------------------------------------------
 
-    def _report(
-        self, call: Call, planned: Planned, room: Room, beside: _Beside, share: Share | None
-    ) -> GraphReport:
+    def _report(self, call: Call, choice: _Choice, room: Room, beside: _Beside) -> GraphReport:
+        planned, share = choice.planned, choice.share
         compilation, sizes = self.compilation, call.sizes
         shares = [*beside[0], *([share] if share else []), *beside[1]]
         several = len(shares) > 1
@@ -444,6 +458,13 @@ class BoundGraph:
         """What a call would add to its step by torch's own plan."""
         walk = self.compilation.default_walk(sizes, self.plans[0].attempt)
         return None if walk is None else Share(residency, walk.figures)
+
+
+def _share_of(
+    planned: Planned, symbols: Mapping[int, Any], sizes: Sizes, residency: Residency
+) -> Share | None:
+    figures = planned.figures_at(symbols, sizes)
+    return None if figures is None else Share(residency, figures)
 
 
 def _default_of_whole_step(call: Call, residency: Residency, beside: _Beside) -> tuple[int, str]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import sympy
@@ -21,6 +22,7 @@ from torch import fx
 
 from satcompile.errors import BudgetError
 from satcompile.generated_code import Figures, StepWalk, UnreadableCode, walk_step
+from satcompile.growth import GRIDS, grows_with_sizes, rounded_up
 from satcompile.inductor import Attempt, CodeOnly, Known, OverLimit, graph_device
 from satcompile.options import Options
 from satcompile.report.rows import module_path
@@ -72,6 +74,29 @@ class Planned:
     is_told: bool = False
     _walks: dict[Sizes, StepWalk | None] = field(default_factory=dict)
     _figures: dict[Sizes, Figures | None] = field(default_factory=dict)
+    _bounds: dict[Sizes, Figures | None] = field(default_factory=dict)
+
+    def bounds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Iterator[Figures]:
+        """Figures that are no less than ``figures_at``, from high to low, which are known again for
+        sizes that come once: what the code takes at larger sizes on a grid. None where the code
+        does not grow with its sizes."""
+        if not sizes or not self._grows or not self.holds_at(symbols, sizes):
+            return
+        for bits in GRIDS:
+            larger = tuple([rounded_up(size, bits) for size in sizes])
+            if larger not in self._bounds:
+                if len(self._bounds) >= _MOST_FIGURES:
+                    self._bounds.clear()
+                walk = self._walk(dict(zip(symbols.values(), larger, strict=True)))
+                self._bounds[larger] = None if walk is None else walk.figures
+            found = self._bounds[larger]
+            if found is not None:
+                yield found
+
+    @cached_property
+    def _grows(self) -> bool:
+        graphs = self.attempt.forward, self.attempt.backward
+        return all(graph is not None and grows_with_sizes(graph) for graph in graphs)
 
     def figures_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Figures | None:
         """What ``walk_at`` comes to, known again for sizes that come again."""

@@ -469,19 +469,21 @@ class Attempt:
             if self.on_backward is not None:
                 self.on_backward()
             if self.sparse is None:
-                return updated(args)
+                return plain(args) if is_plain else updated(args)
             with masks.running(masks.bindings(leaves_behind(self._sparse_edges))):
-                return updated(args)
+                return plain(args) if is_plain else updated(args)
+
+        def plain(args: list[Any]) -> Any:
+            LEDGER.plain_backward()
+            return compiled(args)
 
         def updated(args: list[Any]) -> Any:
-            if not self.consumed:
-                LEDGER.plain_backward()
-                return compiled(args)
             with LEDGER.backward(self._edges) as call:
                 results = compiled(args)
             self.returned = call.returned
             return call.filled(results)
 
+        is_plain = not self.consumed
         run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
         return run
 

@@ -31,6 +31,10 @@ class Residency:
     def total_bytes(self) -> int:
         return self.parameters + self.inputs + self.gradients + self.optimizer_state
 
+    def with_inputs(self, inputs: int) -> Residency:
+        """``dataclasses.replace``, which takes several times as long."""
+        return Residency(self.parameters, inputs, self.gradients, self.optimizer_state, self.notes)
+
 
 def measure_residency(
     tensors: Sequence[Any], seen: set[int] | None = None, with_optimizers: bool = True
@@ -83,10 +87,14 @@ def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """Tells storages that are alive apart."""
-    return int(tensor.untyped_storage()._cdata)
+    return key_of(tensor.untyped_storage())
+
+
+def key_of(storage: torch.UntypedStorage) -> int:
+    """``storage_key`` of the tensors that have it."""
+    return int(storage._cdata)
 
 
 def gradient_bytes(parameters: Iterable[torch.Tensor]) -> int:
     """Bytes of the gradients that are set, for a check at every call."""
-    gradients = [parameter.grad for parameter in parameters]
-    return sum(gradient.nbytes for gradient in gradients if gradient is not None)
+    return sum([p.grad.nbytes for p in parameters if p.grad is not None])

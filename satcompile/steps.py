@@ -13,7 +13,7 @@ import functools
 import itertools
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 
 from satcompile.generated_code import Figures
-from satcompile.residency import Residency, storage_key
-from satcompile.torch_compat import StorageReference, backward_node
+from satcompile.residency import Residency, key_of
+from satcompile.torch_compat import StorageReferences, backward_node
 
 _MOST_TRAILS = 10_000  # remembered; those of steps that never come again would pile up
 
@@ -173,9 +173,9 @@ class Call:
 
     Attributes:
         who: tells the instances apart whose forward the graph is.
-        share: what it adds; None where that is not known.
         counted: storages and parameters that its share counts, by ``storage_key`` and id.
         trail: tells by how the step came here which tensors earlier calls have counted.
+        node: of autograd, whose end closes the call.
     """
 
     graph: Any
@@ -184,17 +184,30 @@ class Call:
     thread: int
     who: Any
     trail: int
-    share: Share | None = None
     sizes: tuple[int, ...] = ()
     counted: list[int] = field(default_factory=list)
     is_open: bool = True
+    node: weakref.ReferenceType[Any] | None = None
+    _share: Share | Callable[[], Share | None] | None = None
     _before: Stretch = NO_CALLS
     _closed_before: int = 0
 
     @property
+    def share(self) -> Share | None:
+        """What it adds; None where that is not known."""
+        if callable(self._share):
+            self._share = self._share()
+        return self._share
+
+    @share.setter
+    def share(self, share: Share | Callable[[], Share | None] | None) -> None:
+        """Of what is costly to know, and seldom asked for, what makes it."""
+        self._share = share
+
+    @property
     def last_step(self) -> Step | None:
         """The last step of several calls that began with the graph that this one began with."""
-        return self.step.calls[0].graph.last_step
+        return self.step.graph.last_step
 
     @property
     def is_provisional(self) -> bool:
@@ -250,28 +263,30 @@ class Call:
 
 @dataclass(eq=False)
 class Step:
-    """The calls of a step so far; it is named after the graph of the first.
+    """The calls of a step so far.
 
     Attributes:
+        graph: of the first call.
         num_closed: how many of them are not open any more.
         seen: storages and parameters that its calls have counted.
     """
 
+    graph: Any
     calls: list[Call] = field(default_factory=list)
     num_closed: int = 0
     seen: set[int] = field(default_factory=set)
-    _kept: list[StorageReference] = field(default_factory=list)
+    _kept: StorageReferences = field(default_factory=StorageReferences)
     _suffixes: list[Stretch] = field(default_factory=list)
 
     def new_bytes(self, tensor: torch.Tensor) -> int:
         """Bytes of a call's input or result, 0 if an earlier call has counted them."""
         storage = tensor.untyped_storage()
-        key = storage_key(tensor)
+        key = key_of(storage)
         if key in self.seen:
             return 0
         self.seen.add(key)
         # As long as somebody refers to it, no other storage gets its address and so its key.
-        self._kept.append(StorageReference(storage))
+        self._kept.add(storage)
         return int(storage.nbytes())
 
     def suffix(self, position: int) -> Stretch:
@@ -290,6 +305,14 @@ class Step:
         """The share of some call is another one."""
         self._suffixes = []
 
+    def end(self) -> None:
+        """No more calls will come. Steps of several are what the next one is planned by."""
+        if len(self.calls) > 1:
+            self.graph.last_step = self
+            self.seen, self._kept = set(), StorageReferences()
+        else:  # a call and its step refer to each other: left to the collector, it would run often
+            self.calls.clear()
+
 
 class Steps:
     """Every open call of the process. Autograd runs backwards in threads of its own."""
@@ -299,7 +322,8 @@ class Steps:
         self._current: dict[int, Step] = {}
         self._trails: dict[tuple[int, Any], int] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        # Reentrant: what is collected while it is held may be a node whose end is told here.
+        self._lock = threading.RLock()
 
     def begin(self, graph: Any, args: Sequence[Any], who: Any = ()) -> Call:
         """A forward is about to run: as the root of a step, or as part of the one under way.
@@ -312,10 +336,9 @@ class Steps:
         with self._lock:
             step = self._current.get(thread)
             if step is None or not self._continues(graph, args, thread):
-                if step is not None and len(step.calls) > 1:
-                    step.calls[0].graph.last_step = step
-                    step.seen, step._kept = set(), []
-                step = self._current[thread] = Step()
+                if step is not None:
+                    step.end()
+                step = self._current[thread] = Step(graph)
             trail = self._trail_behind(step.calls[-1]) if step.calls else 0
             call = Call(graph, step, len(step.calls), thread, who, trail)
             step.calls.append(call)
@@ -332,9 +355,9 @@ class Steps:
             call.is_open = False
             step.num_closed += 1
             return
+        call.node = weakref.ref(node, functools.partial(self._close, call))
         with self._lock:
             self._open[call] = None
-        weakref.finalize(node, self._close, call).atexit = False
 
     def failed(self, call: Call) -> None:
         """Its forward did not run."""
@@ -345,7 +368,7 @@ class Steps:
 
     def backward_begins(self, graph: Any) -> None:
         with self._lock:
-            for call in reversed(self._open):
+            for call in reversed(list(self._open)):
                 if call.graph is graph:
                     self._remove(call)
                     return
@@ -355,19 +378,20 @@ class Steps:
         with self._lock:
             return tuple(self._open)
 
-    def _close(self, call: Call) -> None:
+    def _close(self, call: Call, _: Any) -> None:
+        """Nobody can call its backward any more."""
         with self._lock:
             self._remove(call)
 
     def _remove(self, call: Call) -> None:
         if call.is_open:
             call.step.num_closed += 1
-        call.is_open = False
+        call.is_open, call.node = False, None
         self._open.pop(call, None)
 
     def _continues(self, graph: Any, args: Sequence[Any], thread: int) -> bool:
         """Whether a call belongs to the step of the open ones: by autograd, or by its code."""
-        others = [call for call in self._open if call.thread == thread]
+        others = [call for call in list(self._open) if call.thread == thread]
         if not others:
             return False
         if any(isinstance(arg, torch.Tensor) and arg.grad_fn is not None for arg in args):

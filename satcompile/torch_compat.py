@@ -743,17 +743,21 @@ def backward_node(tensor: torch.Tensor) -> Any | None:
     return None
 
 
-class StorageReference:
-    """Refers to a storage without keeping its memory; while it does, no other storage is where this
-    one was. ``UntypedStorage._weak_ref``, ``_free_weak_ref``: 2.11, 2.13."""
+class StorageReferences:
+    """Refers to storages without keeping their memory; while it does, no other storage is where
+    one of these was. ``UntypedStorage._weak_ref``, ``_free_weak_ref``: 2.11, 2.13."""
 
-    __slots__ = ("_pointer",)
+    __slots__ = ("_pointers",)
 
-    def __init__(self, storage: torch.UntypedStorage) -> None:
-        self._pointer: Any = storage._weak_ref()  # an address; torch's stubs call it a storage
+    def __init__(self) -> None:
+        self._pointers: list[Any] = []  # addresses; torch's stubs call them storages
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        self._pointers.append(storage._weak_ref())
 
     def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
-        free(self._pointer)
+        for pointer in self._pointers:
+            free(pointer)
 
 
 def size_expression(value: Any) -> Any:

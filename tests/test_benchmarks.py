@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import floor, peak, save_results, tile_mm
+from benchmarks import floor, overhead, peak, save_results, tile_mm
 from benchmarks.peak import Row
 
 RESIDENT, DEFAULT = 1000, 10_000
@@ -172,3 +172,29 @@ def test_chunks_miss_over_their_budget_and_near_the_floor_of_whole_logits() -> N
 def test_products_of_tiles_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert tile_mm.main([]) == 2
     assert "on a GPU; torch sees none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step_us", "added_us", "misses"), [(500, 50, 0), (500, 51, 1), (3000, 50, 0), (2499, 50, 0)]
+)
+def test_overhead_has_a_bound_a_call(step_us: float, added_us: float, misses: int) -> None:
+    row = overhead.Row("breaks", "plenty", 1, step_us, added_us, added_us / step_us)
+    assert len(overhead.missed_goals([row])) == misses
+
+
+def test_overhead_has_a_bound_by_the_step_where_that_is_long_enough() -> None:
+    row = overhead.Row("breaks", "none", 6, 3000, 20, 120 / 3000)
+    assert overhead.missed_goals([row]) == ["breaks, budget none: 4.0% of the step, wanted 2%"]
+
+
+def test_classes_with_their_own_code_share_no_graphs() -> None:
+    one, other = (overhead.with_own_code(overhead.Block) for _ in range(2))
+    assert one.forward.__code__ is not other.forward.__code__
+    assert one.forward.__code__.co_code == other.forward.__code__.co_code
+    assert one()(torch.ones(2, overhead.WIDTH)).shape == (2, overhead.WIDTH)
+
+
+def test_overhead_names_the_cases_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        overhead.main(["--only", "nothing"])
+    assert "sizes that never return" in capsys.readouterr().err

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from satcompile.generated_code import Figures
 from satcompile.residency import Residency
-from satcompile.steps import Share, step_peak_bytes, stretch_of
+from satcompile.steps import Call, Share, Steps, step_peak_bytes, stretch_of
 
 
 @st.composite
@@ -44,3 +49,76 @@ def test_a_step_s_peak_is_that_of_its_calls(calls: list[Share]) -> None:
 @given(st.lists(shares(), max_size=6), st.integers(0, 6))
 def test_it_does_not_matter_where_a_step_is_cut(calls: list[Share], cut: int) -> None:
     assert stretch_of(calls[:cut]).then(stretch_of(calls[cut:])) == stretch_of(calls)
+
+
+# -- calls under way -------------------------------------------------------------------------
+
+
+class CompiledFunction(torch.autograd.Function):
+    """Its node is told from others by its name, as AOTAutograd's is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 2
+
+
+@pytest.fixture
+def graph() -> SimpleNamespace:
+    return SimpleNamespace(last_step=None, is_of_same_code=lambda other: True)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def called(steps: Steps, graph: Any) -> torch.Tensor:
+    x = torch.ones(2, requires_grad=True)
+    call = steps.begin(graph, [x])
+    result = CompiledFunction.apply(x)
+    steps.opened(call, [result])
+    return result
+
+
+def test_a_call_is_open_until_its_results_are_gone(graph: SimpleNamespace) -> None:
+    steps = Steps()
+    result = called(steps, graph)
+    assert len(steps.open_calls()) == 1
+    del result
+    assert not steps.open_calls()
+
+
+def test_calls_of_one_step_are_the_next_one_s_model(graph: SimpleNamespace) -> None:
+    steps = Steps()
+    results = [called(steps, graph) for _ in range(3)]
+    assert graph.last_step is None
+    results.clear()
+    called(steps, graph)
+    assert len(graph.last_step.calls) == 3
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_steps_leave_nothing_to_the_collector(graph: SimpleNamespace) -> None:
+    """Its runs would cost more than the calls: they grow with all that is alive."""
+    steps = Steps()
+    for _ in range(20):
+        result = called(steps, graph)
+        steps.backward_begins(graph)
+        del result
+    assert sum(type(found) is Call for found in gc.get_objects()) <= 1
+
+
+def test_results_may_go_while_the_lock_is_held(graph: SimpleNamespace) -> None:
+    """The collector runs wherever something is allocated, and may find a forward's node then."""
+    steps = Steps()
+    results = [called(steps, graph)]
+    with steps._lock:
+        results.clear()
+    assert not steps.open_calls()

@@ -96,6 +96,9 @@ class Offer:
     withheld: Mapping[int, str] = field(default_factory=dict)
 
 
+_NO_OFFER = Offer()
+
+
 @dataclass(eq=False)
 class Flight:
     """A forward whose backward has not begun; ``parameters`` by id."""
@@ -124,7 +127,8 @@ class Ledger:
         self._kept: tuple[int, set[int]] = (-1, set())
         self._loss_is_scaled = self._last_loss_was_scaled = False
         self._told: set[str] = set()
-        self._lock = threading.Lock()
+        # Reentrant: what is collected while it is held may be a node whose end is told here.
+        self._lock = threading.RLock()
 
     # -- optimizers ------------------------------------------------------------------------
 
@@ -142,8 +146,10 @@ class Ledger:
 
     def owners(self) -> Mapping[int, Owner]:
         """By the parameter's id."""
-        self._look_again()
-        return self._owners or {}
+        if self._owners is None or self._optimizers or self._counted:
+            self._look_again()
+        assert self._owners is not None
+        return self._owners
 
     def holder(self, parameter: torch.Tensor) -> Any | None:
         """The fused optimizer that updates ``parameter``, inside the backward or not; of several the
@@ -165,7 +171,9 @@ class Ledger:
     def offer(self, args: Sequence[Any], trained: Sequence[int]) -> Offer:
         """Which of a graph's inputs are parameters that its backward may update."""
         owners = self.owners()
-        owned = [p for p in trained if id(args[p]) in owners] if owners else []
+        if not owners:
+            return _NO_OFFER
+        owned = [p for p in trained if id(args[p]) in owners]
         if owned and (self._loss_is_scaled or self._last_loss_was_scaled):
             return self._withheld(_SCALED, owned)
         if owned and inside_data_parallel():
@@ -182,7 +190,9 @@ class Ledger:
 
     def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
         """A forward has run."""
-        owners = self.owners()
+        owners = self.owners() if self._owners is None else self._owners  # as when it was planned
+        if not owners:
+            return
         used = frozenset(id(args[position]) for position in trained) & owners.keys()
         if not used:
             return

@@ -43,7 +43,7 @@ class GraphRecord:
         self.decided: Decision | None = None
         self.parameters = tuple(parameters)
         self.withheld: Mapping[int, str] = {}
-        self._positions = (parameters[0], parameters[-1]) if parameters else ()
+        self._ends = (parameters[0], parameters[-1]) if parameters else None
         self._served: dict[tuple[int, ...], list[weakref.ref[torch.Tensor]]] = {}
         self._latest: tuple[int, ...] = ()
 
@@ -53,7 +53,7 @@ class GraphRecord:
 
     def know(self, args: Sequence[Any]) -> None:
         """Note whose parameters a call has. One in front and one at the end tell instances apart."""
-        self._latest = tuple(id(args[position]) for position in self._positions)
+        self._latest = (id(args[self._ends[0]]), id(args[self._ends[1]])) if self._ends else ()
         if self._latest not in self._served:
             served = [weakref.ref(args[position]) for position in self.parameters]
             self._served[self._latest] = served

@@ -57,7 +57,7 @@ def replay(step, order, ends, start_bytes, highest):  # type: ignore[no-untyped-
     for position in range(len(order)):
         if inlined[position]:
             continue
-        i, most = order[position], 0
+        i, most, before = order[position], now, events
         begin, end = starts[position], starts[position + 1]
         first, beyond = write_start[position], write_start[position + 1]
         if fusible[i] and not reduces[i]:  # results take over memory of their sizes
@@ -72,7 +72,6 @@ def replay(step, order, ends, start_bytes, highest):  # type: ignore[no-untyped-
                         taken[w - first] = True
                         alive[c] = False
                         now -= num_bytes[c]
-                        most = max(most, now)
                         events += 1
                         break
         for c in range(first, beyond):
@@ -93,9 +92,8 @@ def replay(step, order, ends, start_bytes, highest):  # type: ignore[no-untyped-
             if last[c] == position and alive[c] and not kept[c]:
                 alive[c] = False
                 now -= num_bytes[c]
-                most = max(most, now)
                 events += 1
-        highest[position] = most
+        highest[position] = most if events > before else 0
     return peak, peak_position, peak_event, now
 
 

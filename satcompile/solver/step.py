@@ -321,10 +321,11 @@ def loads(
 def _highest(events: Iterable[Event], alive_bytes: int, positions: int) -> list[int]:
     highest = [0] * positions
     for event in events:
+        before_bytes = alive_bytes
         alive_bytes += event.num_bytes
-        if event.label:
+        if event.label:  # what is freed was there while the position ran
             position = int(event.label)
-            highest[position] = max(highest[position], alive_bytes)
+            highest[position] = max(highest[position], before_bytes, alive_bytes)
     return highest
 
 

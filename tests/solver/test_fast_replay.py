@@ -60,6 +60,17 @@ def test_replays_of_steps_that_repeat_anything_anywhere_are_the_same(made):
     assert_same(step, forward_order(step, saved), backward, saved)
 
 
+def test_what_is_freed_in_any_order_was_there_while_its_reader_ran():
+    operations = [
+        StepOperation("nothing", (), (0,), Phase.FORWARD),
+        StepOperation("a byte", (), (1,), Phase.FORWARD),
+        StepOperation("read", (1, 0), (), Phase.FORWARD),
+    ]
+    step = Step(operations, [0, 1], *[frozenset()] * 4)
+    assert_same(step, range(3), (), frozenset())
+    assert fast_replay.loads(step, range(3), (), ()) == ([0, 1, 1], [])
+
+
 def test_kernels_that_read_more_than_there_are_reads_are_the_same():
     """Every reader of many inlined results reads what those were made from: more sources than the
     array for them had room for when it was made."""

@@ -167,7 +167,11 @@ def test_an_interrupt_ends_it_at_once_and_says_where_it_stood(tmp_path: Path) ->
     path = tmp_path / "hard.json"
     path.write_text(json.dumps(hard_problem()))
     command = [sys.executable, "-m", "satcompile.cli", "solve", str(path), "--budget", "70%"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # What is started in the background may have been told to ignore interrupts, and so its children.
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     for _ in range(5):  # on a busy machine the first may come, and be lost, while it imports
         time.sleep(4)
         running.send_signal(signal.SIGINT)

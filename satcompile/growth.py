@@ -1,0 +1,102 @@
+"""Whether generated code takes no less memory for larger sizes, read off its text.
+
+A wrapper's allocations and frees stand in a fixed order; only their sizes are expressions. Where
+each expression grows with each of its symbols, so do the step's peaks and whatever else a walk adds
+up: what the code takes at larger sizes bounds what it takes at smaller ones. Sizes that come once
+can so be answered for by the next larger ones of a grid, at which the code was walked before.
+
+Everything is taken to shrink that is not known to grow: differences, remainders, quotients by
+sizes, comparisons; and operators that are called without a place for their result where their
+workspace is found by trying, as it is on the CPU.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from typing import Any
+
+import sympy
+
+from satcompile.generated_code import GeneratedGraph, ScalarSpec, TensorSpec
+
+_GROWING = (ast.Add, ast.Mult, ast.FloorDiv)
+_TRIED = ("torch.ops.", "aten.", "convolution", "mkldnn", "torch.bfloat16", "torch.float16")
+
+
+GRIDS = (0, 4)  # with so many bits behind the leading one: powers of two, and 16 to the power
+
+
+def rounded_up(size: int, bits: int) -> int:
+    """The next size of a grid whose sizes have ``bits`` bits behind the leading one; at most one
+    part in ``2**bits`` above."""
+    step = 1 << max(0, size.bit_length() - 1 - bits)
+    return -(-size // step) * step
+
+
+def grows_with_sizes(graph: GeneratedGraph) -> bool:
+    """Whether no allocation of the code is smaller where a symbol of its sizes is larger."""
+    return _text_grows(graph.source) and all(_input_grows(spec) for spec in graph.inputs)
+
+
+def _input_grows(spec: Any) -> bool:
+    if isinstance(spec, TensorSpec):
+        return all(_expression_grows(value) for value in (*spec.shape, *spec.strides))
+    return not isinstance(spec, ScalarSpec) or _expression_grows(spec.expression)
+
+
+def _expression_grows(value: Any) -> bool:
+    if isinstance(value, int):
+        return value >= 0
+    return all(
+        part.is_Symbol
+        or (part.is_Integer and part >= 0)
+        or isinstance(part, (sympy.Add, sympy.Mul))
+        or (isinstance(part, sympy.Pow) and part.exp.is_Integer and part.exp > 0)
+        for part in sympy.preorder_traversal(value)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _text_grows(source: str) -> bool:
+    module = ast.parse(source)
+    calls = [
+        node
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef) and node.name == "call"
+    ]
+    if len(calls) != 1:
+        return False
+    is_on_cpu = "empty_strided_cuda(" not in source
+    if is_on_cpu and any(word in ast.unparse(calls[0]) for word in _TRIED):
+        return False
+    return all(_grows(node) for node in ast.walk(calls[0]))
+
+
+def _grows(node: ast.AST) -> bool:
+    """Of one part of the text; the parts that it is made of are asked by themselves."""
+    if isinstance(node, (ast.IfExp, ast.If, ast.While, ast.For)):
+        return False
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.operand, ast.Constant)  # a dimension; factors are seen below
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id not in ("max", "min", "abs", "int", "float")
+    if not isinstance(node, ast.BinOp):
+        return True
+    if not isinstance(node.op, _GROWING):
+        return False
+    if isinstance(node.op, ast.FloorDiv):
+        return _is_positive(node.right) and not _is_constant(node.left)
+    return not any(
+        _is_constant(side) and not _is_positive(side) for side in (node.left, node.right)
+    )
+
+
+def _is_constant(node: ast.AST) -> bool:
+    if isinstance(node, ast.UnaryOp):
+        return _is_constant(node.operand)
+    return isinstance(node, ast.Constant)
+
+
+def _is_positive(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value > 0
