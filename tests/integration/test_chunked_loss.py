@@ -13,7 +13,6 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import satcompile
 from tests.integration.training import (
-    FLOAT32_INSIDE,
     assert_same_gradients,
     measured,
     only_graph,
@@ -42,17 +41,6 @@ def gpt2() -> torch.nn.Module:
     model = transformers.GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"
     return model
-
-
-def gemma2() -> torch.nn.Module:
-    """With logits that are capped, and an embedding that is tied."""
-    config = transformers.Gemma2Config(
-        num_hidden_layers=1, hidden_size=HIDDEN, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=16, intermediate_size=2 * HIDDEN, vocab_size=VOCABULARY, use_cache=False,
-        bos_token_id=1, eos_token_id=1, pad_token_id=0, max_position_embeddings=LENGTH,
-        sliding_window=16,
-    )  # fmt: skip
-    return transformers.Gemma2ForCausalLM(config)
 
 
 def built(make: Any, dtype: torch.dtype = torch.float32) -> tuple[LossOnly, dict[str, Any]]:
@@ -91,18 +79,6 @@ def test_without_the_pass_the_same_budget_is_below_the_floor() -> None:
     with pytest.raises(satcompile.BudgetError) as caught:
         compiled(model, "65% of default", disable_passes=["chunked_loss"])(**inputs)
     assert caught.value.floor_bytes > caught.value.budget_bytes
-
-
-@pytest.mark.slow
-def test_another_model() -> None:
-    model, inputs = built(gemma2, torch.float64)
-    wanted = step_gradients(model, model, inputs)
-    run = compiled(model, "70% of default")
-    assert_same_gradients(step_gradients(run, model, inputs), wanted, FLOAT32_INSIDE["llama"])
-    graph = only_graph(run)
-    assert "in 8 chunks" in said(run)
-    peak_bytes = graph.resident_bytes + measured(run, model, inputs)
-    assert peak_bytes <= 0.7 * graph.default_peak_bytes
 
 
 def autocast() -> Any:
