@@ -86,16 +86,15 @@ def autocast() -> Any:
 
 
 @pytest.mark.slow
-def test_half_precision_is_as_near_to_single_as_torch_s_own() -> None:
+def test_half_precision_is_as_near_to_single_as_eager_s() -> None:
     model, inputs = built(gpt2)
     exact = step_gradients(model, model, inputs)
-    torchs = step_gradients(torch.compile(model, dynamic=False), model, inputs, context=autocast)
-    torch.compiler.reset()
+    eager = step_gradients(model, model, inputs, context=autocast)
     run = compiled(model, "85% of default")
     ours = step_gradients(run, model, inputs, context=autocast)
     assert "in 8 chunks" in said(run)
     for name, gradient in exact.items():
-        error, theirs = (ours[name] - gradient).norm(), (torchs[name] - gradient).norm()
+        error, theirs = (ours[name] - gradient).norm(), (eager[name] - gradient).norm()
         assert error <= 1.1 * theirs + 1e-6 * gradient.norm(), name
 
 
