@@ -15,7 +15,6 @@ from torch import nn
 import satcompile
 from satcompile import compilation
 from tests.integration.test_use import Net
-from tests.integration.training import measured
 from tests.zoo import build
 
 KINDS = {
@@ -77,19 +76,6 @@ def test_what_helps_follows_what_weighs_most() -> None:
     model, inputs = Net(), {"x": torch.randn(64, 16)}
     assert "lower the option 'reserve'" in str(refused(model, inputs, reserve="1GB"))
     assert "reserve" not in str(refused(model, inputs)).rpartition("Raise")[2]
-
-
-@pytest.mark.slow
-def test_at_the_floor_it_trains_within() -> None:
-    model, inputs = build("gpt2")
-    budget_bytes = refused(model, inputs).floor_bytes
-    run = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
-
-    peak_bytes = measured(run, model, inputs)
-    resident = bytes_of([*model.parameters(), *model.buffers(), *inputs.values()])
-    assert resident + peak_bytes <= budget_bytes
-    graph = satcompile.report(model).graphs[-1]
-    assert graph.predicted_peak_bytes == pytest.approx(resident + peak_bytes, rel=0.01)
 
 
 def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
