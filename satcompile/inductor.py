@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,8 @@ class Code:
     unreadable: str | None
     origins: dict[bool, dict[str, str]]
     update_change: GraphChange | None
+    num_tokens: int
+    transient_outputs: tuple[int, ...]
 
 
 @dataclass
@@ -164,6 +167,7 @@ class Attempt:
     _edges: dict[int, int] = field(default_factory=dict)
     _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
+    _num_tokens: int = 0  # among the forward's results as it was partitioned
 
     @property
     def is_training(self) -> bool:
@@ -227,7 +231,7 @@ class Attempt:
     @property
     def num_outputs(self) -> int:
         """How many of the forward's results go to its caller."""
-        return self.outcome.parts.num_outputs if self.outcome else 0
+        return self.outcome.parts.num_outputs - self._num_tokens if self.outcome else 0
 
     def compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """The compiled callable.
@@ -329,6 +333,7 @@ class Attempt:
             self.forward, self.backward, self.walk = code.forward, code.backward, code.walk
             self.unreadable, self.origins = code.unreadable, code.origins
             self._update_change = code.update_change
+            self._num_tokens, self.transient_outputs = code.num_tokens, code.transient_outputs
             raise CodeOnly if self.dry else OverLimit
         wanted_bytes = max(self.limit_bytes or 0, self.default_within_bytes)
         is_low_enough = self.outcome.plan.profile.peak_bytes <= wanted_bytes
@@ -400,6 +405,8 @@ class Attempt:
         names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
         specs = [_spec(value, name) for value, name in zip(example_inputs, names, strict=True)]
         is_backward = bool(kwargs.get("is_backward"))
+        if not is_backward:
+            self._leave_out_tokens(_output_names(gm))
         outputs = () if is_backward else self._outputs
 
         copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
@@ -435,6 +442,24 @@ class Attempt:
         elif not source and is_backward and self.walk is None:
             self.unreadable = "Inductor kept no source"
         return self._announced(self._retainable(compiled)) if is_backward else compiled
+
+    def _leave_out_tokens(self, outputs: tuple[str | None, ...]) -> None:
+        """AOTAutograd takes the tokens that put effects in order (checks of linear algebra, prints)
+        out of the forward's results once it is partitioned."""
+        if len(outputs) == len(self._outputs):
+            return
+        left = Counter(outputs)
+        kept = []
+        for position, name in enumerate(self._outputs):
+            if left[name] > 0:
+                left[name] -= 1
+                kept.append(position)
+        assert self.outcome is not None
+        given = self.outcome.parts.num_outputs
+        self._num_tokens = sum(position not in set(kept) for position in range(given))
+        places = {position: number for number, position in enumerate(kept)}
+        self.transient_outputs = tuple(places[p] for p in self.transient_outputs if p in places)
+        self._outputs = outputs
 
     def _retainable(self, compiled: Any) -> Any:
         """The compiled backward, which may run again where the graph is retained: what it was saved
@@ -540,7 +565,7 @@ class Attempt:
             return
         self.known.codes[self.plan_key] = Code(
             self.forward, self.backward, self.walk, self.unreadable, self.origins,
-            self._update_change,
+            self._update_change, self._num_tokens, self.transient_outputs,
         )  # fmt: skip
 
 
