@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -57,16 +57,8 @@ class _Choice:
     """What was decided for a call, to be found again while nothing has changed."""
 
     planned: Planned
-    make_share: Callable[[], Share | None] | None = None
+    make_share: Callable[[], Share | None] | None = None  # made where the step has other calls
     make_report: Callable[[], GraphReport] | None = None
-
-    @cached_property
-    def share(self) -> Share | None:
-        """Made where the step has other calls, which must be planned beside it."""
-        return None if self.make_share is None else self.make_share()
-
-    def shared(self) -> Share | None:
-        return self.share
 
     @cached_property
     def report(self) -> GraphReport | None:
@@ -194,7 +186,7 @@ class BoundGraph:
         call = STEPS.begin(self, args, self._instance(trained))
         try:
             choice = self._choice(call, args, trained)
-            call.share = choice.shared
+            call.share = choice.make_share
             self.record.decided = choice
             self.record.observe(args)
             results = sparse_calls.run(choice.planned, args)
@@ -282,10 +274,11 @@ class BoundGraph:
         if planned is None:
             with journal.refusals(self.compilation):
                 planned, room, beside = self._plan(call, room, beside, example_inputs)
-        make_share = partial(_share_of, planned, self.compilation.symbols, call.sizes, residency)
+        symbols, sizes = self.compilation.symbols, call.sizes
+        make_share = cache(partial(_share_of, planned, symbols, sizes, residency))
         choice = _Choice(planned, make_share)
         if planned.attempt.is_training:
-            choice.make_report = partial(self._report, call, choice, room, beside)
+            choice.make_report = partial(self._report, call, planned, room, beside, make_share)
             self.record.decided = choice
             journal.tell(planned, self.compilation, choice.make_report)
         return choice
@@ -433,9 +426,15 @@ class BoundGraph:
 
     # -- the report ------------------------------------------------------------------------
 
-    def _report(self, call: Call, choice: _Choice, room: Room, beside: _Beside) -> GraphReport:
-        planned, share = choice.planned, choice.share
-        compilation, sizes = self.compilation, call.sizes
+    def _report(
+        self,
+        call: Call,
+        planned: Planned,
+        room: Room,
+        beside: _Beside,
+        make_share: Callable[[], Share | None],
+    ) -> GraphReport:
+        compilation, sizes, share = self.compilation, call.sizes, make_share()
         shares = [*beside[0], *([share] if share else []), *beside[1]]
         several = len(shares) > 1
 

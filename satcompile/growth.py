@@ -6,8 +6,8 @@ up: what the code takes at larger sizes bounds what it takes at smaller ones. Si
 can so be answered for by the next larger ones of a grid, at which the code was walked before.
 
 Everything is taken to shrink that is not known to grow: differences, remainders, quotients by
-sizes, comparisons; and operators that are called without a place for their result where their
-workspace is found by trying, as it is on the CPU.
+sizes, comparisons; operators that make their results themselves, but for a few that are known; and
+on the CPU all of those, because their workspace is found by trying.
 """
 
 from __future__ import annotations
@@ -21,8 +21,21 @@ import sympy
 from satcompile.generated_code import GeneratedGraph, ScalarSpec, TensorSpec
 
 _GROWING = (ast.Add, ast.Mult, ast.FloorDiv)
+_DECIDING = (ast.Compare, ast.BoolOp, ast.IfExp, ast.If, ast.While, ast.For)
+# Operators that make results of their inputs' sizes, or of windows over them, or none.
+_MAKERS = frozenset(
+    {
+        "aten.mm", "aten.bmm", "aten.addmm", "aten.convolution", "aten.convolution_backward",
+        "aten.embedding", "aten.native_dropout", "satcompile.update_",
+        *(
+            f"aten._scaled_dot_product_{kind}_attention{direction}"
+            for kind in ("flash", "efficient", "cudnn")
+            for direction in ("", "_backward")
+        ),
+    }
+)  # fmt: skip
+# Where a CPU's graph has one of these, some operator's workspace was tried.
 _TRIED = ("torch.ops.", "aten.", "convolution", "mkldnn", "torch.bfloat16", "torch.float16")
-
 
 GRIDS = (0, 4)  # with so many bits behind the leading one: powers of two, and 16 to the power
 
@@ -75,21 +88,33 @@ def _text_grows(source: str) -> bool:
 
 def _grows(node: ast.AST) -> bool:
     """Of one part of the text; the parts that it is made of are asked by themselves."""
-    if isinstance(node, (ast.IfExp, ast.If, ast.While, ast.For)):
+    if isinstance(node, _DECIDING):
         return False
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.operand, ast.Constant)  # a dimension; factors are seen below
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return node.func.id not in ("max", "min", "abs", "int", "float")
+    if isinstance(node, ast.Call):
+        return _call_grows(node)
     if not isinstance(node, ast.BinOp):
         return True
-    if not isinstance(node.op, _GROWING):
-        return False
     if isinstance(node.op, ast.FloorDiv):
-        return _is_positive(node.right) and not _is_constant(node.left)
-    return not any(
-        _is_constant(side) and not _is_positive(side) for side in (node.left, node.right)
-    )
+        return _is_positive(node.right)
+    constants = [side for side in (node.left, node.right) if _is_constant(side)]
+    return isinstance(node.op, _GROWING) and all(map(_is_positive, constants))
+
+
+def _call_grows(node: ast.Call) -> bool:
+    """Allocations, views, kernels and operators that are given a place for their result do as their
+    arguments do."""
+    if any(word.arg == "out" for word in node.keywords):
+        return True
+    match ast.unparse(node.func).split("."):
+        case ["torch", "ops", namespace, name, *_]:
+            return f"{namespace}.{name}" in _MAKERS
+        case ["extern_kernels" | "aten", name, *_]:
+            return f"aten.{name}" in _MAKERS
+        case ["math", *_] | ["max" | "min" | "abs" | "int" | "float"]:
+            return False
+    return True
 
 
 def _is_constant(node: ast.AST) -> bool:

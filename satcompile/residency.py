@@ -32,7 +32,7 @@ class Residency:
         return self.parameters + self.inputs + self.gradients + self.optimizer_state
 
     def with_inputs(self, inputs: int) -> Residency:
-        """``dataclasses.replace``, which takes several times as long."""
+        """With other inputs. (``dataclasses.replace`` takes several times as long.)"""
         return Residency(self.parameters, inputs, self.gradients, self.optimizer_state, self.notes)
 
 

@@ -339,6 +339,8 @@ class Steps:
                 if step is not None:
                     step.end()
                 step = self._current[thread] = Step(graph)
+            if not step.calls:  # the one that it began with may have failed
+                step.graph = graph
             trail = self._trail_behind(step.calls[-1]) if step.calls else 0
             call = Call(graph, step, len(step.calls), thread, who, trail)
             step.calls.append(call)

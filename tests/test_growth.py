@@ -52,16 +52,41 @@ def test_what_grows(extent: str) -> None:
     [
         "128 - s0", "128 + (-1)*s0", "128 + s0*(-2)", "4096 // s0", "s0 % 8", "min(s0, 8)",
         "max(8, 128 + (-1)*s0)", "(s0 if s0 > 4 else 4)", "(128 // 2) // s0", "s0 // (-1)",
+        "(s0 < 64)*64", "(s0 < 64 and 64)", "math.cos(s0)", "s0**(-1)", "-s0",
     ],
 )  # fmt: skip
 def test_what_may_shrink(extent: str) -> None:
     assert not grows_with_sizes(code(extent))
 
 
-def test_operators_whose_workspace_is_tried_may_shrink() -> None:
-    line = "buf1 = torch.ops.aten.cumsum.default(buf0, -1)"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "buf1 = torch.ops.aten._scaled_dot_product_flash_attention.default(x, x, x)",
+        "buf1 = extern_kernels.convolution(x, x, stride=(1, 1), bias=None)",
+        "buf1 = torch.ops.satcompile.update_.default(x, x, 0)",
+    ],
+)
+def test_operators_that_grow_do_where_their_workspace_is_not_tried(line: str) -> None:
     assert grows_with_sizes(code("s0", "cuda", line))
     assert not grows_with_sizes(code("s0", "cpu", line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "buf1 = torch.ops.aten.arange.start(s0, 128)",
+        "buf1 = torch.ops.aten.slice_copy.Tensor(x, 0, s0, 128)",
+        "buf1 = torch.ops.ours.rest_of.default(x)",
+        "buf1 = aten.arange.start(s0, 128)",
+    ],
+)
+def test_operators_that_make_what_they_will_may_shrink(line: str) -> None:
+    assert not grows_with_sizes(code("s0", "cuda", line))
+
+
+def test_operators_with_a_place_for_their_result_do_as_it_does() -> None:
+    assert grows_with_sizes(code("s0", "cuda", "extern_kernels.mm(x, x, out=x)"))
 
 
 @pytest.mark.parametrize("shape", [(128 - S0, 4), (S0 % 8, 4)])
@@ -88,8 +113,8 @@ def planned(model: torch.nn.Module) -> tuple[Any, Any]:
     run(torch.randn(48, 16)).sum().backward()
     (record,) = registry._records
     made: Any = record.decided
-    (position,) = made.make_share.args[1]
-    return made.planned, {position: made.make_share.args[1][position]}
+    sizes = [v.expression for v in made.planned.attempt.forward.inputs if isinstance(v, ScalarSpec)]
+    return made.planned, dict(enumerate(sizes))
 
 
 def test_a_step_takes_no_more_than_its_bounds() -> None:

@@ -112,7 +112,20 @@ def test_steps_leave_nothing_to_the_collector(graph: SimpleNamespace) -> None:
         result = called(steps, graph)
         steps.backward_begins(graph)
         del result
-    assert sum(type(found) is Call for found in gc.get_objects()) <= 1
+    calls = [found for found in gc.get_objects() if type(found) is Call]
+    assert sum(call.graph is graph for call in calls) <= 1
+
+
+def test_a_step_is_named_after_the_first_call_that_did_not_fail() -> None:
+    steps = Steps()
+    held, failing, graph = (
+        SimpleNamespace(last_step=None, is_of_same_code=lambda other: False) for _ in range(3)
+    )
+    results = [called(steps, held)]
+    steps.failed(steps.begin(failing, [torch.ones(2)]))
+    continued = torch.ones(2, requires_grad=True) * 2
+    assert steps.begin(graph, [continued]).step.graph is graph
+    assert results
 
 
 def test_results_may_go_while_the_lock_is_held(graph: SimpleNamespace) -> None:

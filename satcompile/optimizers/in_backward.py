@@ -231,7 +231,7 @@ class Ledger:
         node = current_backward_node()
         flight = self._flight_of(node)
         with self._lock:
-            waiting = [other.parameters for other in self._flights if other is not flight]
+            waiting = [other.parameters for other in list(self._flights) if other is not flight]
         kept = self._kept_in_this_task()
         to_apply, returned = self._decide(node, edges, kept.union(*waiting))
         applied = {id(parameter) for parameter, _ in to_apply.values()}

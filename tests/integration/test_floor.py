@@ -207,7 +207,7 @@ def test_the_floor_is_the_same_after_other_questions(name: str) -> None:
         getattr(graph, question)
     floor_bytes = graph.floor_bytes
     assert floor_bytes <= graph.default_peak_bytes
-    shares = [0.0, 0.3, "refused"]
+    shares, peaks = [0.0, 0.3, "refused"], {}
     for share in chance.sample(shares, len(shares)):
         if share == "refused":
             assert named(model, x, floor_bytes // 2) == floor_bytes
@@ -216,3 +216,5 @@ def test_the_floor_is_the_same_after_other_questions(name: str) -> None:
         found = step(model, x, budget_bytes)
         assert found.measured_peak_bytes == found.predicted_peak_bytes <= budget_bytes
         assert found.floor_bytes == floor_bytes
+        peaks[share] = found.measured_peak_bytes
+    assert peaks[0.0] <= 1.01 * peaks[0.3]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import satcompile
+from benchmarks.overhead import Blocks
 from satcompile.steps import STEPS
 from tests.integration.test_use import Net
 from tests.integration.training import assert_same_gradients, clear_gradients, gradients
@@ -409,17 +410,6 @@ class Adapted(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = nn.functional.silu(self.up(x) + self.up_low(x))
         return x + self.down(h) + self.down_low(h)
-
-
-class Blocks(nn.Module):
-    def __init__(self, block: type[nn.Module], count: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(block() for _ in range(count))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 @pytest.mark.slow
