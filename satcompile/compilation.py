@@ -78,8 +78,8 @@ class Planned:
 
     def bounds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Iterator[Figures]:
         """Figures that are no less than ``figures_at``, from high to low, which are known again for
-        sizes that come once: what the code takes at larger sizes on a grid. None where the code
-        does not grow with its sizes."""
+        sizes that come once: what the code takes at larger sizes on a grid. Without any where the
+        code may shrink."""
         if not sizes or not self._grows or not self.holds_at(symbols, sizes):
             return
         for bits in GRIDS:

@@ -42,6 +42,29 @@ def code(extent: str, device: str = "cuda", line: str = "") -> GeneratedGraph:
     return GeneratedGraph(source, [ScalarSpec(S0, 8)], ["buf0"])
 
 
+_LEAVES = st.one_of(st.just("s0"), st.integers(-4, 9).map(lambda n: str(n) if n >= 0 else f"({n})"))
+_EXTENTS = st.recursive(
+    _LEAVES,
+    lambda parts: st.one_of(
+        st.tuples(parts, st.sampled_from(["+", "-", "*", "//", "%"]), parts).map(
+            lambda made: "({} {} {})".format(*made)
+        ),
+        st.tuples(st.sampled_from(["min", "max"]), parts, parts).map(
+            lambda made: "{}({}, {})".format(*made)
+        ),
+        parts.map(lambda part: f"(-{part})"),
+    ),
+    max_leaves=6,
+)
+
+
+@given(_EXTENTS)
+def test_no_expression_that_is_said_to_grow_shrinks(extent: str) -> None:
+    if grows_with_sizes(code(extent)):
+        found = [eval(extent, {"s0": size}) for size in range(1, 40)]
+        assert found == sorted(found)
+
+
 @pytest.mark.parametrize("extent", ["s0", "64", "s0*s0", "2 + 3*s0", "8*((7 + s0) // 8)"])
 def test_what_grows(extent: str) -> None:
     assert grows_with_sizes(code(extent))
