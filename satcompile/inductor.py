@@ -168,6 +168,8 @@ class Attempt:
     _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
     _num_tokens: int = 0  # among the forward's results as it was partitioned
+    _later: torch_compat.LaterModules = field(default_factory=torch_compat.LaterModules, repr=False)
+    _compiled_forward: Any = field(default=None, repr=False)
 
     @property
     def is_training(self) -> bool:
@@ -434,6 +436,7 @@ class Attempt:
             self._fusion_policy(is_backward),
             self._updates_inserted() if is_backward else nullcontext(),
             torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward),
+            self._may_be_for_nothing(gm, is_backward),
         ):
             compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
         source = getattr(compiled, "source_code", None)
@@ -441,7 +444,19 @@ class Attempt:
             generated(source, {})  # from the cache: nothing was generated, but the text came along
         elif not source and is_backward and self.walk is None:
             self.unreadable = "Inductor kept no source"
-        return self._announced(self._retainable(compiled)) if is_backward else compiled
+        if not is_backward:
+            self._compiled_forward = compiled
+            return compiled
+        self._later.load(self._compiled_forward)
+        return self._announced(self._retainable(compiled))
+
+    def _may_be_for_nothing(
+        self, gm: fx.GraphModule, is_backward: bool
+    ) -> AbstractContextManager[None]:
+        """A forward's kernels are compiled once the backward's code is within the limit, too."""
+        if is_backward or self.accept_bytes is None or not is_on_cpu(gm):
+            return nullcontext()
+        return self._later.put_off()
 
     def _leave_out_tokens(self, outputs: tuple[str | None, ...]) -> None:
         """AOTAutograd takes the tokens that put effects in order (checks of linear algebra, prints)
@@ -649,12 +664,18 @@ def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:
 
 def graph_device(gm: fx.GraphModule) -> torch.device:
     """The device that most of the graph's values live on."""
-    devices = [
-        node.meta["val"].device
-        for node in gm.graph.nodes
-        if isinstance(node.meta.get("val"), torch.Tensor)
-    ]
+    devices = _devices(gm)
     return max(set(devices), key=devices.count) if devices else torch.device("cpu")
+
+
+def is_on_cpu(gm: fx.GraphModule) -> bool:
+    """Whether none of the graph's values lives elsewhere."""
+    return all(device.type == "cpu" for device in _devices(gm))
+
+
+def _devices(gm: fx.GraphModule) -> list[torch.device]:
+    values = (node.meta.get("val") for node in gm.graph.nodes)
+    return [value.device for value in values if isinstance(value, torch.Tensor)]
 
 
 def _output_names(module: fx.GraphModule) -> tuple[str | None, ...]:

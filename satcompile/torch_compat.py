@@ -591,6 +591,68 @@ def watching_generated_code(
         GraphLowering._compile_to_module_lines = original  # type: ignore[method-assign]
 
 
+class LaterModules:
+    """Modules of generated code that are loaded, and their kernels compiled, when they are asked for.
+
+    A module compiles its kernels where it is imported. A plan that is given up once both wrappers
+    have been read needs none of its forward's.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[_LaterModule] = []
+
+    @contextlib.contextmanager
+    def put_off(self) -> Iterator[None]:
+        """Graphs compiled inside, or found in the FX graph cache, get modules of this kind. On the CPU
+        only: for a GPU Inductor takes kernels out of a module at once, to bundle or record them.
+        ``PyCodeCache.load_by_key_path``, given attributes for the module of a graph: 2.13."""
+        from torch._inductor.codecache import PyCodeCache
+
+        original = vars(PyCodeCache)["load_by_key_path"]
+        load_at_once = PyCodeCache.load_by_key_path
+
+        def later(key: str, path: str, *args: Any, **kwargs: Any) -> Any:
+            load = functools.partial(load_at_once, key, path, *args, **kwargs)
+            if len(args) < 2 and "attrs" not in kwargs:  # of something else
+                return load()
+            module = _LaterModule(path, load)
+            self._waiting.append(module)
+            return module
+
+        PyCodeCache.load_by_key_path = later  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            PyCodeCache.load_by_key_path = original  # type: ignore[method-assign]
+
+    def load(self, compiled: Any) -> None:
+        """Load what waits; the compiled graph then calls it without a detour. ``current_callable``,
+        ``compiled_fn_runner``, ``recursively_apply_fns``: 2.13."""
+        for module in self._waiting:
+            loaded = module.loaded
+            if getattr(compiled, "current_callable", None) == module.call:
+                compiled.current_callable = loaded.call
+                runner = getattr(loaded, "runner", None)
+                compiled.compiled_fn_runner = runner
+                compiled.recursively_apply_fns = getattr(runner, "recursively_apply_fns", None)
+        self._waiting.clear()
+
+
+class _LaterModule:
+    """Stands for a module that is not loaded yet; its first call would load it."""
+
+    def __init__(self, path: str, load: Callable[[], Any]) -> None:
+        self.__file__ = path
+        self._load = load
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        return self._load()
+
+    def call(self, args: list[Any]) -> Any:
+        return self.loaded.call(args)
+
+
 def _origins_of(buffer: Any) -> Any:
     """Of a buffer; what an operator writes into has none."""
     return buffer.get_origins() if hasattr(buffer, "get_origins") else ()

@@ -257,13 +257,12 @@ def clean(architecture: str, variant: str, budget: str) -> None:
 FAST = [
     ("mlp", "LoRA", NO_BUDGET),
     ("mlp", "bf16 autocast", NO_BUDGET),
-    ("graph-attention", "plain", NO_BUDGET),
-    ("fno", "plain", NO_BUDGET),
 ]
 SLOW = [
     ("mlp", "plain", FLOOR),
+    ("graph-attention", "plain", NO_BUDGET),
+    ("fno", "plain", NO_BUDGET),
     ("nn-encoder", "checkpointed", NO_BUDGET),
-    ("llama", "LoRA", SHARE),
     ("qwen3-moe", "plain", NO_BUDGET),
 ]
 

@@ -171,6 +171,7 @@ def survivors_of(name: str) -> tuple[Counter, list[str]]:
     return made_by_kind, survivors
 
 
+@pytest.mark.slow
 def test_at_least_95_percent_of_random_faults_are_found():
     made_by_kind, survivors = Counter(), []
     for name in ZOO:

@@ -22,9 +22,9 @@ def gpt2() -> torch.nn.Module:
     return model
 
 
-def bert() -> torch.nn.Module:
+def bert(layers: int = 2) -> torch.nn.Module:
     config = transformers.BertConfig(
-        num_hidden_layers=2, hidden_size=HIDDEN, num_attention_heads=2,
+        num_hidden_layers=layers, hidden_size=HIDDEN, num_attention_heads=2,
         intermediate_size=4 * HIDDEN, vocab_size=VOCABULARY, max_position_embeddings=TOKENS,
     )  # fmt: skip
     model = transformers.BertForMaskedLM(config)
@@ -41,9 +41,9 @@ def llama(layers: int = 2) -> torch.nn.Module:
     return transformers.LlamaForCausalLM(config)
 
 
-def vit() -> torch.nn.Module:
+def vit(layers: int = 2) -> torch.nn.Module:
     config = transformers.ViTConfig(
-        num_hidden_layers=2, hidden_size=HIDDEN, num_attention_heads=2,
+        num_hidden_layers=layers, hidden_size=HIDDEN, num_attention_heads=2,
         intermediate_size=4 * HIDDEN, image_size=IMAGE, patch_size=8, num_labels=10,
         hidden_dropout_prob=0.1, problem_type="single_label_classification",
     )  # fmt: skip
@@ -68,7 +68,7 @@ def images() -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE), "labels": labels}
 
 
-ZOO: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], dict[str, Any]]]] = {
+ZOO: dict[str, tuple[Callable[..., torch.nn.Module], Callable[[], dict[str, Any]]]] = {
     "gpt2": (gpt2, text),
     "bert": (bert, text),
     "llama": (llama, text),
@@ -77,8 +77,8 @@ ZOO: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], dict[str, Any]]
 }
 
 
-def build(name: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+def build(name: str, **sizes: int) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A model in training mode and its inputs, the same at every call."""
     make_model, make_inputs = ZOO[name]
     torch.manual_seed(0)
-    return make_model().train(), make_inputs()
+    return make_model(**sizes).train(), make_inputs()

@@ -118,10 +118,9 @@ def test_lightning_module() -> None:
 @pytest.mark.slow
 def test_lightning_module_with_updates_in_the_backward() -> None:
     wanted = lightning_losses(clip=None)
-    for manual in (False, True):
-        module = lightning_module.LanguageModel(in_backward=True, manual=manual)
-        assert_close(lightning_module.train(module).losses, wanted)
-        assert all(parameter.grad is None for parameter in module.parameters())
+    module = lightning_module.LanguageModel(in_backward=True)
+    assert_close(lightning_module.train(module).losses, wanted)
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 # -- peft ------------------------------------------------------------------------------------

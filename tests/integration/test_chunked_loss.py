@@ -61,6 +61,7 @@ def said(run: Any) -> str:
     return passes.get("chunked_loss", "")
 
 
+@pytest.mark.slow
 def test_a_budget_below_the_floor_of_whole_logits_is_met_with_equal_gradients() -> None:
     model, inputs = built(gpt2, torch.float64)
     wanted = step_gradients(model, model, inputs)

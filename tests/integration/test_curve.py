@@ -10,9 +10,9 @@ import torch
 import satcompile
 from tests.integration.test_use import Net
 from tests.integration.training import measured
-from tests.zoo import build
+from tests.zoo import llama, text
 
-BUDGETS = 7
+BUDGETS = 4
 
 
 def peak(run: Any, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[int, Any]:
@@ -35,7 +35,7 @@ def test_every_budget_is_held_and_a_lower_one_has_no_higher_peak(name: str) -> N
     model: Any = Net(layers=4, width=32)
     inputs: dict[str, Any] = {"x": torch.randn(512, 32)}
     if name != "blocks":
-        model, inputs = build(name)
+        model, inputs = llama(layers=1).train(), text()
     default_bytes, _ = peak(torch.compile(model, backend="sat"), model, inputs)
     with pytest.raises(satcompile.BudgetError) as caught:
         torch.compile(model, backend="sat", options={"memory_budget": 1})(**inputs)

@@ -123,16 +123,6 @@ class Residual(nn.Module):
         return self.act(h).square().mean()
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
-        return (x + self.out((q @ k.mT).softmax(-1) @ v)).square().mean()
-
-
 class Words(nn.Module):
     """An embedding and a head over the same words."""
 
@@ -148,7 +138,6 @@ class Words(nn.Module):
 MODELS: dict[str, tuple[type[nn.Module], Callable[[], torch.Tensor]]] = {
     "widths": (Widths, lambda: torch.randn(64, 16)),
     "residual": (Residual, lambda: torch.randn(4, 3, 12, 12)),
-    "attention": (Attention, lambda: torch.randn(4, 24, 16)),
     "words": (Words, lambda: torch.randint(0, 300, (4, 24))),
 }
 
@@ -197,7 +186,7 @@ def test_a_named_floor_is_met_and_not_above_the_default() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "attention", "words"])
+@pytest.mark.parametrize("name", ["residual", "words"])
 def test_the_floor_is_the_same_after_other_questions(name: str) -> None:
     chance = random.Random(0)
     model, x = small(name)

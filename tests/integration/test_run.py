@@ -95,6 +95,7 @@ def is_ours(graph: Any) -> bool:
 # -- the optimizer ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_optimizer_step_was_planned_for(device: str) -> None:
     model, x = net(device), batch(device)
     lasting = 4 * parameter_bytes(model)  # weights, gradients, two moments
@@ -210,6 +211,7 @@ def _compiled_graphs() -> int:
     return compiled_graphs()
 
 
+@pytest.mark.slow
 def test_a_share_of_the_default_is_of_the_default_at_each_size(device: str) -> None:
     model = net(device)
     run = within(model, "75% of default", dynamic=True)
@@ -260,6 +262,7 @@ def test_an_eager_loss_outside_the_graph_lives_in_the_reserve(device: str) -> No
 # -- other calls -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluation_between_steps_changes_nothing(device: str) -> None:
     model, x = net(device), batch(device)
     budget_bytes = int(0.8 * default_peak(model, x))
@@ -303,6 +306,7 @@ def test_two_forwards_before_their_backwards_count_together(device: str) -> None
     assert_same_gradients(gradients(model), gradients(twin), 1e-11)
 
 
+@pytest.mark.slow
 def test_two_models_keep_to_their_own_budgets(device: str) -> None:
     x = batch(device)
     models = [net(device), net(device, layers=3)]
@@ -329,7 +333,7 @@ class Broken(Net):
         return self.blocks[3](self.blocks[2](x))
 
 
-@pytest.mark.parametrize("share", [0.8, 0.6])
+@pytest.mark.parametrize("share", [pytest.param(0.8, marks=pytest.mark.slow), 0.6])
 def test_graph_breaks_hold_the_whole_from_the_second_step(
     device: str, share: float, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,6 +139,7 @@ def test_no_grad_and_eval_between_training_steps() -> None:
     _check(compiled, model, x)
 
 
+@pytest.mark.slow
 def test_dropout_masks_are_the_same_with_and_without_a_budget() -> None:
     model, x = _net(dropout=0.4)
     unlimited = _loss_gradients(torch.compile(model, backend="sat"), model, x)
@@ -164,6 +165,7 @@ def test_frozen_parameters_save_nothing_for_their_gradient() -> None:
     assert satcompile.report(model).graphs[-1].saved_bytes == 0
 
 
+@pytest.mark.slow
 def test_lora_saves_less_than_full_training() -> None:
     import peft
 
@@ -204,6 +206,7 @@ def test_two_outputs_and_a_loss_of_one() -> None:
         model.zero_grad()
 
 
+@pytest.mark.slow
 def test_user_checkpoint_regions_are_kept() -> None:
     from torch.utils.checkpoint import checkpoint
 

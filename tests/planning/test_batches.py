@@ -54,7 +54,7 @@ class Asked:
         )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[pytest.param("llama", marks=pytest.mark.slow), "resnet"])
 def asked(request: pytest.FixtureRequest) -> Asked:
     return Asked(request.param)
 

@@ -89,8 +89,8 @@ def assert_is_the_backends(made: satcompile.Plan, backend: BackendStep) -> None:
 @pytest.mark.parametrize(
     ("name", "budget"),
     [
-        ("gpt2 with dropout", "70% of default"),
-        ("llama with adapters", "80% of default"),
+        pytest.param("gpt2 with dropout", "70% of default", marks=pytest.mark.slow),
+        pytest.param("llama with adapters", "80% of default", marks=pytest.mark.slow),
         ("resnet", "80% of default"),
         ("resnet", "200% of default"),
     ],

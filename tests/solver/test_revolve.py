@@ -77,7 +77,7 @@ def test_the_closed_form_is_that_of_all_schedules(steps: int, snapshots: int) ->
 
 @pytest.mark.parametrize(
     ("steps", "snapshots"),
-    [(3, 1), (4, 1), (5, 2), (6, 1), (6, 2), (7, 3), (8, 2), (9, 3), (10, 2), (10, 4), (12, 3)],
+    [(3, 1), (4, 1), (5, 2), (6, 1), (6, 2), (7, 3), (8, 2), (9, 3), (10, 4)],
 )
 def test_chains_are_solved_to_the_closed_form(steps: int, snapshots: int) -> None:
     schedule = solve(chain(steps), budget_bytes(snapshots), time_limit_s=20)
@@ -86,7 +86,9 @@ def test_chains_are_solved_to_the_closed_form(steps: int, snapshots: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "snapshots"), [(16, 2), (16, 3), (20, 4), (24, 4), (40, 6)])
+@pytest.mark.parametrize(
+    ("steps", "snapshots"), [(10, 2), (16, 2), (16, 3), (20, 4), (24, 4), (40, 6)]
+)
 def test_longer_chains_are_solved_to_the_closed_form(steps: int, snapshots: int) -> None:
     schedule = solve(chain(steps), budget_bytes(snapshots), time_limit_s=20)
     assert schedule.extra_time == evaluations(steps, snapshots) - (steps - 1)
