@@ -32,6 +32,7 @@ from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord
+from satcompile.report.registry import granted_bytes as granted_to
 from satcompile.residency import Residency, gradient_bytes, is_lasting, measure_residency
 from satcompile.sizes import format_bytes
 from satcompile.steps import (
@@ -273,7 +274,10 @@ class BoundGraph:
         planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
         if planned is None:
             with journal.refusals(self.compilation):
-                planned, room, beside = self._plan(call, room, beside, example_inputs)
+                planned, room, beside = self._another_plan(call, room, beside, example_inputs)
+        if self._asked.share is not None:
+            known_bytes = self.record.granted.get(self._asked.share, 0)
+            self.record.granted[self._asked.share] = max(known_bytes, budget_bytes)
         symbols, sizes = self.compilation.symbols, call.sizes
         make_share = cache(partial(_share_of, planned, symbols, sizes, residency))
         choice = _Choice(planned, make_share)
@@ -305,6 +309,26 @@ class BoundGraph:
         if key not in self._budgets:
             self._budgets[key] = self.compilation.budget_bytes(residency, sizes, example_inputs)
         return self._budgets[key]
+
+    def _another_plan(
+        self, call: Call, room: Room, beside: _Beside, example_inputs: Sequence[Any] | None
+    ) -> tuple[Planned, Room, _Beside]:
+        """A plan for what none fits, and the room as it is with it. Of a small batch, whose peak is its
+        gradients, no plan may be within a share of the default's: it gets as much as a larger one
+        was granted before, so that no run ends at the last batch of its data."""
+        try:
+            return self._plan(call, room, beside, example_inputs)
+        except BudgetError:
+            share = self._asked.share
+            granted_bytes = 0 if share is None else granted_to(self.record, share)
+            if granted_bytes <= room.budget_bytes:
+                raise
+        room = replace(room, budget_bytes=granted_bytes)
+        self._budgets[call.sizes] = granted_bytes
+        planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
+        if planned is not None:
+            return planned, room, beside
+        return self._plan(call, room, beside, example_inputs)
 
     def _plan(
         self, call: Call, room: Room, beside: _Beside, example_inputs: Sequence[Any] | None

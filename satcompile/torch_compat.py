@@ -652,6 +652,14 @@ class _LaterModule:
     def call(self, args: list[Any]) -> Any:
         return self.loaded.call(args)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in (
+            "runner",
+            "recursively_apply_fns",
+        ):  # asked for of every module; not all have them
+            raise AttributeError(name)
+        return getattr(self.loaded, name)
+
 
 def _origins_of(buffer: Any) -> Any:
     """Of a buffer; what an operator writes into has none."""

@@ -36,6 +36,7 @@ class GraphRecord:
         decided: for the latest call.
         parameters: positions among the graph's inputs.
         withheld: by position, why the latest call kept a gradient from its optimizer.
+        granted: the largest budget in bytes that a share of the default's peak came to, by the share.
     """
 
     def __init__(self, name: str, code: types.CodeType | None, parameters: Sequence[int]) -> None:
@@ -43,6 +44,7 @@ class GraphRecord:
         self.decided: Decision | None = None
         self.parameters = tuple(parameters)
         self.withheld: Mapping[int, str] = {}
+        self.granted: dict[float, int] = {}
         self._ends = (parameters[0], parameters[-1]) if parameters else None
         self._served: dict[tuple[int, ...], list[weakref.ref[torch.Tensor]]] = {}
         self._latest: tuple[int, ...] = ()
@@ -100,6 +102,16 @@ _lock = threading.Lock()
 def add(record: GraphRecord) -> None:
     with _lock:
         _records.append(record)
+
+
+def granted_bytes(record: GraphRecord, share: float) -> int:
+    """The largest budget that a share came to for this graph's code and parameters at any sizes, for
+    which Dynamo may have made graphs of their own; 0 without any."""
+    parameters = {id(tensor) for tensor in record.parameters_served()}
+    with _lock:
+        others = [other for other in _records if record.code and other.is_of(record.code)]
+    found = [other for other in others if other.served(parameters)]
+    return max(each.granted.get(share, 0) for each in (record, *found))
 
 
 def forget_all() -> None:

@@ -226,6 +226,29 @@ def test_a_share_of_the_default_is_of_the_default_at_each_size(device: str) -> N
         assert graph.predicted_peak_bytes == pytest.approx(total, rel=0.01)
 
 
+@pytest.mark.parametrize("dynamic", [None, False])
+def test_a_smaller_batch_is_not_refused_what_a_larger_one_was_granted(
+    device: str, dynamic: bool | None
+) -> None:
+    """Its peak is its gradients, of which no plan spares a quarter."""
+    model = net(device)
+    few = batch(device, 4)
+    with pytest.raises(satcompile.BudgetError):
+        within(model, "75% of default", dynamic=dynamic)(few)
+    torch.compiler.reset()
+    run = within(model, "75% of default", dynamic=dynamic)
+    check_gradients(run, model, batch(device, 512))
+    granted_bytes = graph_of(model).budget_bytes
+    check_gradients(run, model, few)
+    peak_bytes = satcompile.measure_peak(lambda: loss_of(run, few), device)
+    clear_gradients(model)
+    graph = graph_of(model)
+    assert graph.budget_bytes == granted_bytes
+    assert graph.predicted_peak_bytes < granted_bytes
+    total_bytes = parameter_bytes(model) + few.nbytes + peak_bytes
+    assert graph.predicted_peak_bytes == pytest.approx(total_bytes, rel=0.01)
+
+
 def test_sizes_for_which_there_is_no_plan_are_an_error_and_harm_nothing(device: str) -> None:
     model = net(device)
     run = within(model, default_peak(model, batch(device)), dynamic=True)
