@@ -204,29 +204,33 @@ class BoundGraph:
 
     def _choice(self, call: Call, args: Sequence[Any], trained: Sequence[torch.Tensor]) -> _Choice:
         call.sizes = tuple([int(args[position]) for position in self.compilation.symbols])
-        lasting = self._lasting_of(call, args, trained)
+        gradients = gradient_bytes(trained)
+        lasting = self._lasting_of(call, args, gradients)
         call.step.seen.update(lasting.counted)
-        call.counted = lasting.counted
+        call.counted, call.lasting = lasting.counted, lasting.residency
+        if call.is_repeated and gradients:
+            counted_bytes = call.step.gradient_bytes_of(call.who)
+            call.lasting += Residency(gradients=max(0, gradients - counted_bytes))
+        borrowed_bytes = call.step.borrowed_bytes
         input_bytes = sum([call.step.new_bytes(args[position]) for position in self._passing])
+        call.borrowed_bytes = call.step.borrowed_bytes - borrowed_bytes
         updates = self._offered(args)
         before, after = call.before(), call.after()
         # What lasts is known by its figures: the same bytes of another call are as good.
-        key = (call.sizes, input_bytes, lasting.residency, before, after, updates)
+        key = (call.sizes, input_bytes, call.lasting, before, after, updates)
         if self._latest is not None and self._latest[0] == key:  # cheaper than a hash
             return self._latest[1]
         if key not in self._choices:
             if len(self._choices) >= _MOST_CHOICES:
                 self._choices.clear()
-            residency = lasting.residency.with_inputs(input_bytes)
+            residency = call.lasting.with_inputs(input_bytes)
             self._choices[key] = self._choose(call, args, residency, before, after)
         self._latest = key, self._choices[key]
         return self._choices[key]
 
-    def _lasting_of(
-        self, call: Call, args: Sequence[Any], trained: Sequence[torch.Tensor]
-    ) -> _Lasting:
+    def _lasting_of(self, call: Call, args: Sequence[Any], gradients: int) -> _Lasting:
         """What is resident but for the inputs, which is others only if something happened."""
-        key = (call.who, call.trail, gradient_bytes(trained), OPTIMIZERS.version)
+        key = (call.who, call.trail, gradients, OPTIMIZERS.version)
         if key not in self._lasting:
             if len(self._lasting) >= _MOST_CHOICES:
                 self._lasting.clear()

@@ -31,6 +31,15 @@ class Residency:
     def total_bytes(self) -> int:
         return self.parameters + self.inputs + self.gradients + self.optimizer_state
 
+    def __add__(self, other: Residency) -> Residency:
+        return Residency(
+            self.parameters + other.parameters,
+            self.inputs + other.inputs,
+            self.gradients + other.gradients,
+            self.optimizer_state + other.optimizer_state,
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
     def with_inputs(self, inputs: int) -> Residency:
         """With other inputs. (``dataclasses.replace`` takes several times as long.)"""
         return Residency(self.parameters, inputs, self.gradients, self.optimizer_state, self.notes)

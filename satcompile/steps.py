@@ -76,6 +76,7 @@ class Stretch(NamedTuple):
 
 _NEVER = -(1 << 60)  # a peak that is none
 NO_CALLS = Stretch(0, 0, 0, 0, _NEVER, _NEVER, _NEVER)
+NOTHING_RESIDENT = Residency()
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ class Share:
 
 
 NOTHING = Figures(0, 0, 0, 0, 0)
+
+
+def _with_more(share: Share | Callable[[], Share | None] | None, more: Residency) -> Share | None:
+    """With what a call counted that is gone."""
+    made = share() if callable(share) else share
+    return None if made is None else Share(made.residency + more, made.figures)
 
 
 def stretch_of(shares: Iterable[Share]) -> Stretch:
@@ -169,12 +176,16 @@ class Room:
 
 @dataclass(eq=False)
 class Call:
-    """A call of a graph in a step; open until its backward begins, or can never come.
+    """A call of a graph in a step; open until its backward begins (it has then run), or can never
+    come.
 
     Attributes:
         who: tells the instances apart whose forward the graph is.
         counted: storages and parameters that its share counts, by ``storage_key`` and id.
+        lasting: what its share counts that outlasts it.
+        borrowed_bytes: of inputs that earlier calls of the step count.
         trail: tells by how the step came here which tensors earlier calls have counted.
+        is_repeated: whether one of these was by the same instance.
         node: of autograd, whose end closes the call.
     """
 
@@ -184,9 +195,13 @@ class Call:
     thread: int
     who: Any
     trail: int
+    is_repeated: bool = False
     sizes: tuple[int, ...] = ()
     counted: list[int] = field(default_factory=list)
+    lasting: Residency = NOTHING_RESIDENT
+    borrowed_bytes: int = 0
     is_open: bool = True
+    has_run: bool = False
     node: weakref.ReferenceType[Any] | None = None
     _share: Share | Callable[[], Share | None] | None = None
     _before: Stretch = NO_CALLS
@@ -203,6 +218,22 @@ class Call:
     def share(self, share: Share | Callable[[], Share | None] | None) -> None:
         """Of what is costly to know, and seldom asked for, what makes it."""
         self._share = share
+
+    def count_what_it_borrowed(self) -> None:
+        """Who counted it is gone."""
+        if self.borrowed_bytes:
+            self._count(Residency(inputs=self.borrowed_bytes))
+            self.borrowed_bytes = 0
+
+    def count_gradients(self, num_bytes: int) -> None:
+        """Of its parameters; who counted them is gone."""
+        if num_bytes:
+            self._count(Residency(gradients=num_bytes))
+            self.lasting += Residency(gradients=num_bytes)
+
+    def _count(self, more: Residency) -> None:
+        # Nothing is computed here: a node's end may come at any time.
+        self._share = functools.partial(_with_more, self._share, more)
 
     @property
     def last_step(self) -> Step | None:
@@ -224,8 +255,10 @@ class Call:
             else:
                 earlier = step.calls[: self.position]
                 self._before = functools.reduce(
-                    Stretch.then, (call.stretch_now for call in earlier), NO_CALLS
+                    Stretch.then, (call.stretch_now for call in earlier), step.outlasting
                 )
+        else:
+            self._before = step.outlasting
         self._closed_before = step.num_closed
         return self._before
 
@@ -242,11 +275,16 @@ class Call:
 
     def earlier_shares(self) -> tuple[Share, ...]:
         earlier = self.step.calls[: self.position]
-        return tuple(
+        shares = [
             call.share if call.is_open else call.share.closed
             for call in earlier
             if call.share is not None
-        )
+        ]
+        gone = self.step.gone
+        if gone.total_bytes:
+            first = shares[0] if shares else Share(NOTHING_RESIDENT, NOTHING)
+            shares[:1] = [Share(gone + first.residency, first.figures)]
+        return tuple(shares)
 
     def later_shares(self) -> tuple[Share, ...]:
         last = self._followed()
@@ -267,14 +305,22 @@ class Step:
 
     Attributes:
         graph: of the first call.
-        num_closed: how many of them are not open any more.
+        num_closed: how many of its calls are not open any more.
+        num_run: how many of those that it has were closed by their backwards.
         seen: storages and parameters that its calls have counted.
+        gone: what outlasts the calls that were dropped.
+        is_over: whether no more calls will come.
     """
 
     graph: Any
     calls: list[Call] = field(default_factory=list)
     num_closed: int = 0
+    num_run: int = 0
     seen: set[int] = field(default_factory=set)
+    gone: Residency = NOTHING_RESIDENT
+    is_over: bool = False
+    borrowed_bytes: int = 0
+    _most: list[Call] = field(default_factory=list)
     _kept: StorageReferences = field(default_factory=StorageReferences)
     _suffixes: list[Stretch] = field(default_factory=list)
 
@@ -283,6 +329,7 @@ class Step:
         storage = tensor.untyped_storage()
         key = key_of(storage)
         if key in self.seen:
+            self.borrowed_bytes += int(storage.nbytes())
             return 0
         self.seen.add(key)
         # As long as somebody refers to it, no other storage gets its address and so its key.
@@ -305,8 +352,58 @@ class Step:
         """The share of some call is another one."""
         self._suffixes = []
 
+    def gradient_bytes_of(self, who: Any) -> int:
+        """Of an instance's gradients, as its calls have counted them."""
+        return sum(call.lasting.gradients for call in self.calls if call.who == who)
+
+    @property
+    def outlasting(self) -> Stretch:
+        """Of the calls that were dropped."""
+        if not self.gone.total_bytes:
+            return NO_CALLS
+        return NO_CALLS._replace(lasting_bytes=self.gone.total_bytes)
+
+    def drop(self, call: Call) -> None:
+        """Forget a call whose results are gone and whose backward never came, as of an evaluation
+        without ``no_grad``: a loop of these is no step of as many calls. What lasts stays; inputs that
+        it shared with later calls, and its parameters' gradients, are counted with others."""
+        if self.is_over or call not in self.calls:
+            return
+        self._remove(call)
+        twin = next((other for other in self.calls if other.who == call.who), None)
+        if twin is not None:
+            twin.count_gradients(call.lasting.gradients)
+        else:
+            self.gone += Residency(gradients=call.lasting.gradients)
+
+    def drop_those_that_ran(self, who: Any) -> None:
+        """Forget calls of an instance whose backwards have run, as another one begins beside a graph
+        that stays alive: their gradients are in the same tensors, and are measured with its own."""
+        if not self.num_run:
+            return
+        for call in [c for c in self.calls if c.who == who and c.has_run]:
+            self._remove(call)
+            self.num_run -= 1
+
+    def _remove(self, call: Call) -> None:
+        if len(self.calls) > max(1, len(self._most)):
+            self._most = list(self.calls)
+        self.calls.remove(call)
+        self.num_closed += 1  # what was added up before is no more
+        self.gone += replace(call.lasting, gradients=0)
+        for later in self.calls[call.position :]:
+            later.position -= 1
+            later.count_what_it_borrowed()
+        if self.calls:
+            self.graph = self.calls[0].graph
+
     def end(self) -> None:
-        """No more calls will come. Steps of several are what the next one is planned by."""
+        """No more calls will come. Steps of several are what the next one is planned by: of calls
+        that were dropped, the most that were there at a time."""
+        self.is_over = True
+        if len(self._most) > len(self.calls):
+            self.calls, self.graph = self._most, self._most[0].graph
+        self._most = []
         if len(self.calls) > 1:
             self.graph.last_step = self
             self.seen, self._kept = set(), StorageReferences()
@@ -321,6 +418,7 @@ class Steps:
         self._open: dict[Call, None] = {}  # in the order of their coming
         self._current: dict[int, Step] = {}
         self._trails: dict[tuple[int, Any], int] = {}
+        self._on_trail: dict[int, frozenset[Any]] = {0: frozenset()}
         self._numbers = itertools.count(1)
         # Reentrant: what is collected while it is held may be a node whose end is told here.
         self._lock = threading.RLock()
@@ -342,7 +440,9 @@ class Steps:
             if not step.calls:  # the one that it began with may have failed
                 step.graph = graph
             trail = self._trail_behind(step.calls[-1]) if step.calls else 0
-            call = Call(graph, step, len(step.calls), thread, who, trail)
+            step.drop_those_that_ran(who)
+            is_repeated = who in self._on_trail.get(trail, ())
+            call = Call(graph, step, len(step.calls), thread, who, trail, is_repeated)
             step.calls.append(call)
         return call
 
@@ -373,6 +473,8 @@ class Steps:
             for call in reversed(list(self._open)):
                 if call.graph is graph:
                     self._remove(call)
+                    call.has_run = True
+                    call.step.num_run += 1
                     return
 
     def open_calls(self) -> tuple[Call, ...]:
@@ -384,6 +486,8 @@ class Steps:
         """Nobody can call its backward any more."""
         with self._lock:
             self._remove(call)
+            if not call.has_run:
+                call.step.drop(call)
 
     def _remove(self, call: Call) -> None:
         if call.is_open:
@@ -401,11 +505,17 @@ class Steps:
         return any(graph.is_of_same_code(call.graph) for call in others)
 
     def _trail_behind(self, call: Call) -> int:
+        """Who was called before counts nothing more: trails tell apart sets, in their order."""
+        before = self._on_trail.get(call.trail, frozenset())
+        if call.who in before:
+            return call.trail
         key = (call.trail, call.who)
         if key not in self._trails:
             if len(self._trails) >= _MOST_TRAILS:
                 self._trails.clear()
-            self._trails[key] = next(self._numbers)  # never one that was given before
+                self._on_trail = {0: frozenset()}
+            number = next(self._numbers)  # never one that was given before
+            self._trails[key], self._on_trail[number] = number, before | {call.who}
         return self._trails[key]
 
 

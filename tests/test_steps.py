@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from satcompile.generated_code import Figures
 from satcompile.residency import Residency
-from satcompile.steps import Call, Share, Steps, step_peak_bytes, stretch_of
+from satcompile.steps import Call, Share, Step, Steps, step_peak_bytes, stretch_of
 
 
 @st.composite
@@ -102,6 +103,54 @@ def test_calls_of_one_step_are_the_next_one_s_model(graph: SimpleNamespace) -> N
     results.clear()
     called(steps, graph)
     assert len(graph.last_step.calls) == 3
+
+
+def test_forwards_whose_backward_never_comes_are_no_long_step(graph: SimpleNamespace) -> None:
+    """As of an evaluation without ``no_grad``, in which one loss lives until the next is there."""
+    steps = Steps()
+    result = called(steps, graph)
+    for _ in range(20):
+        result = called(steps, graph)
+        assert len(steps._current[threading.get_ident()].calls) <= 2
+    del result
+    called(steps, graph)
+    assert len(graph.last_step.calls) == 2
+
+
+def test_steps_beside_a_result_that_stays_are_no_long_step(graph: SimpleNamespace) -> None:
+    steps = Steps()
+    kept = called(steps, graph)
+    for _ in range(20):
+        result = called(steps, graph)
+        steps.backward_begins(graph)
+        del result
+        assert len(steps._current[threading.get_ident()].calls) <= 2
+    assert len(steps.open_calls()) == 1
+    del kept
+
+
+def call_of(step: Step, who: Any, lasting: Residency, **settings: Any) -> Call:
+    call = Call(step.graph, step, len(step.calls), 0, who, 0, lasting=lasting, **settings)
+    call.share = Share(lasting.with_inputs(7), Figures(50, 60, 40, 4, 5))
+    step.calls.append(call)
+    return call
+
+
+def test_what_a_dropped_call_counted_is_counted_with_others(graph: SimpleNamespace) -> None:
+    step = Step(graph)
+    first = call_of(step, "one", Residency(parameters=100, gradients=30, optimizer_state=200))
+    second = call_of(step, "other", Residency(parameters=10), borrowed_bytes=8)
+    third = call_of(step, "one", Residency())
+    step.drop(first)
+    assert step.gone == Residency(parameters=100, optimizer_state=200)
+    assert (second.position, third.position) == (0, 1)
+    assert second.share is not None and third.share is not None
+    assert second.share.residency == Residency(parameters=10, inputs=7 + 8)
+    assert third.share.residency == Residency(inputs=7, gradients=30)
+    assert stretch_of(third.earlier_shares()) == third.before()
+    assert third.before().lasting_bytes == 310
+    step.drop(third)
+    assert step.gone == Residency(parameters=100, gradients=30, optimizer_state=200)
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -258,6 +258,36 @@ def test_sizes_for_which_there_is_no_plan_are_an_error_and_harm_nothing(device: 
     check_gradients(run, model, batch(device, 200))
 
 
+# -- results that stay -----------------------------------------------------------------------
+
+
+def test_evaluation_with_gradients_is_no_long_step(device: str) -> None:
+    """A loss lives until the next one is there, or through the steps that follow: as many graphs are
+    alive as there are, not as were called."""
+    model, x = net(device), batch(device)
+    budget_bytes = int(1.9 * default_peak(model, x))  # for a graph beside another
+    run = within(model, budget_bytes)
+    check_gradients(run, model, x)
+    for _ in range(6):
+        loss = run(x).square().mean()
+    for _ in range(4):
+        check_gradients(run, model, x)
+        graph = graph_of(model)
+        assert graph.predicted_peak_bytes <= budget_bytes
+        assert graph.default_peak_bytes <= 2 * budget_bytes
+    assert loss.grad_fn is not None
+    del loss
+
+    def two() -> None:
+        output = run(x)
+        output = run(x)
+        del output
+
+    resident_bytes = parameter_bytes(model) + x.nbytes
+    assert resident_bytes + satcompile.measure_peak(two, device) <= budget_bytes
+    check_gradients(run, model, x)
+
+
 # -- what the backend does not see -----------------------------------------------------------
 
 
