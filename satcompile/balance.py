@@ -20,8 +20,8 @@ from satcompile.compilation import FloorExceeded, Planned, Sizes
 from satcompile.generated_code import Figures
 from satcompile.inductor import Attempt
 from satcompile.residency import Residency
+from satcompile.shares import Room, Share, step_peak_bytes, stretch_of
 from satcompile.solver.step import StepProfile
-from satcompile.steps import Room, Share, step_peak_bytes, stretch_of
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 _TRIES = 3  # of compilations, before the lowest plans are taken

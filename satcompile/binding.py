@@ -34,18 +34,16 @@ from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord
 from satcompile.report.registry import granted_bytes as granted_to
 from satcompile.residency import Residency, gradient_bytes, is_lasting, measure_residency
-from satcompile.sizes import format_bytes
-from satcompile.steps import (
+from satcompile.shares import (
     NO_CALLS,
-    STEPS,
-    Call,
     Room,
     Share,
-    Step,
     Stretch,
     resident_bytes,
     step_peak_bytes,
 )
+from satcompile.sizes import format_bytes
+from satcompile.steps import STEPS, Call, Step
 from satcompile.torch_compat import planning_for
 
 log = logging.getLogger("satcompile")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from satcompile.generated_code import Figures
 from satcompile.residency import Residency
-from satcompile.steps import Call, Share, Step, Steps, step_peak_bytes, stretch_of
+from satcompile.shares import Share, step_peak_bytes, stretch_of
+from satcompile.steps import Call, Step, Steps
 
 
 @st.composite
