@@ -1,4 +1,4 @@
-"""The demo: its data, its verdicts, and one small run from end to end."""
+"""The demo: its data and its verdicts. CI runs all of it, by the README's command."""
 
 from __future__ import annotations
 
@@ -116,15 +116,3 @@ def test_each_variant_has_code_of_its_own() -> None:
     models = [torch.nn.Linear(1, 1) for _ in range(2)]
     first, second = (demo._forward(model, "a") for model in models)
     assert first.__code__ is not second.__code__
-
-
-@pytest.mark.slow
-def test_a_small_demo_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.compiler.reset()
-    console = quiet()
-    settings = Settings(steps=3, layers=1, hidden=32, heads=2, batch=4, budget="85% of default")
-    assert demo.run(settings, console) == 0
-    text = printed(console)
-    assert "the losses agree" in text and "the budget was held" in text
-    assert "sat, 85% of default" in text
-    assert "recomputed" in capsys.readouterr().out  # the report of the graph
