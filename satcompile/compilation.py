@@ -333,10 +333,13 @@ class Compilation:
         compiled. These follow from the graph and its sizes, not from what was asked before."""
         key = (sizes, self.updates)
         if key not in self._floors:
-            self._floors[key] = min(
-                self._low_attempts(inputs),
-                key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time),
-            )
+            lowest, *others = self._low_attempts(inputs)
+            if others:
+                lowest = min(
+                    (lowest, *others),
+                    key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time),
+                )
+            self._floors[key] = lowest
         return self._floors[key]
 
     def _low_attempts(self, inputs: Sequence[Any]) -> list[Attempt]:

@@ -78,6 +78,17 @@ def test_what_helps_follows_what_weighs_most() -> None:
     assert "reserve" not in str(refused(model, inputs)).rpartition("Raise")[2]
 
 
+def test_a_graph_without_a_backward_has_no_floor() -> None:
+    """As the routing of a model that Dynamo cuts: it is run, whatever the budget."""
+
+    def route(x: torch.Tensor) -> torch.Tensor:
+        return (2 * x).argmax(-1)
+
+    x = torch.randn(4, 8)
+    run = torch.compile(route, backend="sat", options={"memory_budget": 1})
+    assert torch.equal(run(x), route(x))
+
+
 def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lowest plan is generated first and compiled later: should the two differ, the check
     of the second must see it."""
