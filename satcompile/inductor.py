@@ -411,6 +411,10 @@ class Attempt:
             self._leave_out_tokens(_output_names(gm))
         outputs = () if is_backward else self._outputs
 
+        # Inductor returns a graph without operations as it is, and writes no code for it.
+        own_text = None
+        if not (is_backward and self.consumed):  # updates are put in behind this
+            own_text = _text_without_operations(gm)
         copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
 
         def generated(source: str, origins: dict[str, str]) -> None:
@@ -439,7 +443,7 @@ class Attempt:
             self._may_be_for_nothing(gm, is_backward),
         ):
             compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
-        source = getattr(compiled, "source_code", None)
+        source = getattr(compiled, "source_code", None) or own_text
         if source and (self.backward if is_backward else self.forward) is None:
             generated(source, {})  # from the cache: nothing was generated, but the text came along
         elif not source and is_backward and self.walk is None:
@@ -681,6 +685,17 @@ def _devices(gm: fx.GraphModule) -> list[torch.device]:
 def _output_names(module: fx.GraphModule) -> tuple[str | None, ...]:
     node = next(iter(module.graph.find_nodes(op="output")))
     return tuple(v.name if isinstance(v, fx.Node) else None for v in node.args[0])
+
+
+def _text_without_operations(module: fx.GraphModule) -> str | None:
+    """A wrapper for a graph that returns inputs of its own; None for any other graph."""
+    nodes = module.graph.nodes
+    if any(node.op not in ("placeholder", "output") for node in nodes):
+        return None
+    inputs = "".join(f"{node.name}, " for node in nodes if node.op == "placeholder")
+    results = "".join(f"{name}, " for name in _output_names(module))
+    taken = f"    {inputs}= args\n" if inputs else ""
+    return f"def call(args):\n{taken}    args.clear()\n    return ({results})\n"
 
 
 def _spec(value: Any, name: str) -> Any:

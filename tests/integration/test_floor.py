@@ -89,6 +89,30 @@ def test_a_graph_without_a_backward_has_no_floor() -> None:
     assert torch.equal(run(x), route(x))
 
 
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_backward_without_operations_is_followed(in_backward: bool) -> None:
+    """Inductor writes no code for it."""
+
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.by = nn.Parameter(torch.zeros(16, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.by
+
+    model = Shift()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    satcompile.fuse_optimizer(optimizer, in_backward=in_backward)
+    run = torch.compile(model, backend="sat", options={"memory_budget": "1MB"})
+    run(torch.ones(16, 16)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.by, torch.full((16, 16), -1.0))
+    (graph,) = satcompile.report(run).graphs
+    if not in_backward:
+        assert graph.prediction == "generated code"
+
+
 def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lowest plan is generated first and compiled later: should the two differ, the check
     of the second must see it."""
