@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from satcompile.compilation import FloorExceeded, Planned, Sizes
+from satcompile.errors import UnsupportedError
 from satcompile.generated_code import Figures
 from satcompile.inductor import Attempt
 from satcompile.residency import Residency
@@ -60,7 +61,11 @@ def plan_together(
     Returns:
         The shares as generated; those of the lowest step found, which is not compiled, where
         nothing fits.
+
+    Raises:
+        UnsupportedError: the code of a graph cannot be followed.
     """
+    _refuse_unreadable(graphs)
     calls = _Calls(graphs, sizes, residencies)
     ways = sorted(_ways(calls), key=lambda way: way.time_us)
     fitting = [way for way in ways if way.peak_bytes <= limit_bytes * (1 - _MARGIN)]
@@ -72,6 +77,19 @@ def plan_together(
         if found.peak_bytes <= limit_bytes:
             return found
     return _floor(calls, min(ways, key=lambda way: way.peak_bytes), limit_bytes)
+
+
+def _refuse_unreadable(graphs: Sequence[Any]) -> None:
+    """What a graph holds while the others run is known by its code alone."""
+    for graph in graphs:
+        attempt = graph.plans[0].attempt
+        if attempt.walk is None:
+            raise UnsupportedError(
+                f"A step of {len(graphs)} compiled graphs (graph breaks) does not fit its "
+                "memory_budget by the plans that its graphs have, and cannot be planned as a whole: "
+                f"the generated code of {graph.name} cannot be followed ({attempt.unreadable}). "
+                "Raise the budget, or remove the graph breaks, so that one plan covers the step."
+            )
 
 
 @dataclass(frozen=True)

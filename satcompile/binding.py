@@ -31,8 +31,7 @@ from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
-from satcompile.report.registry import GraphRecord
-from satcompile.report.registry import granted_bytes as granted_to
+from satcompile.report.registry import GraphRecord, most_granted_bytes
 from satcompile.residency import Residency, gradient_bytes, is_lasting, measure_residency
 from satcompile.shares import (
     NO_CALLS,
@@ -207,7 +206,7 @@ class BoundGraph:
         call.step.seen.update(lasting.counted)
         call.counted, call.lasting = lasting.counted, lasting.residency
         if call.is_repeated and gradients:
-            counted_bytes = call.step.gradient_bytes_of(call.who)
+            counted_bytes = call.step.gradient_bytes_of(call.who)  # this one's, too
             call.lasting += Residency(gradients=max(0, gradients - counted_bytes))
         borrowed_bytes = call.step.borrowed_bytes
         input_bytes = sum([call.step.new_bytes(args[position]) for position in self._passing])
@@ -322,7 +321,7 @@ class BoundGraph:
             return self._plan(call, room, beside, example_inputs)
         except BudgetError:
             share = self._asked.share
-            granted_bytes = 0 if share is None else granted_to(self.record, share)
+            granted_bytes = 0 if share is None else most_granted_bytes(self.record, share)
             if granted_bytes <= room.budget_bytes:
                 raise
         room = replace(room, budget_bytes=granted_bytes)

@@ -333,13 +333,10 @@ class Compilation:
         compiled. These follow from the graph and its sizes, not from what was asked before."""
         key = (sizes, self.updates)
         if key not in self._floors:
-            lowest, *others = self._low_attempts(inputs)
-            if others:
-                lowest = min(
-                    (lowest, *others),
-                    key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time),
-                )
-            self._floors[key] = lowest
+            found = self._low_attempts(inputs)
+            if len(found) > 1:  # else it may be a graph without a backward, which has no peak
+                found.sort(key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time))
+            self._floors[key] = found[0]
         return self._floors[key]
 
     def _low_attempts(self, inputs: Sequence[Any]) -> list[Attempt]:

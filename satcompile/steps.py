@@ -167,7 +167,9 @@ class Step:
         num_closed: how many of its calls are not open any more.
         num_run: how many of those that it has were closed by their backwards.
         seen: storages and parameters that its calls have counted.
+        served: instances that were called.
         gone: what outlasts the calls that were dropped.
+        borrowed_bytes: of inputs that were counted before, over all calls.
         is_over: whether no more calls will come.
     """
 
@@ -176,6 +178,7 @@ class Step:
     num_closed: int = 0
     num_run: int = 0
     seen: set[int] = field(default_factory=set)
+    served: set[Any] = field(default_factory=set)
     gone: Residency = NOTHING_RESIDENT
     is_over: bool = False
     borrowed_bytes: int = 0
@@ -277,7 +280,6 @@ class Steps:
         self._open: dict[Call, None] = {}  # in the order of their coming
         self._current: dict[int, Step] = {}
         self._trails: dict[tuple[int, Any], int] = {}
-        self._on_trail: dict[int, frozenset[Any]] = {0: frozenset()}
         self._numbers = itertools.count(1)
         # Reentrant: what is collected while it is held may be a node whose end is told here.
         self._lock = threading.RLock()
@@ -292,15 +294,14 @@ class Steps:
         thread = threading.get_ident()
         with self._lock:
             step = self._current.get(thread)
-            if step is None or not self._continues(graph, args, thread):
+            if step is None or not step.calls or not self._continues(graph, args, thread):
                 if step is not None:
                     step.end()
                 step = self._current[thread] = Step(graph)
-            if not step.calls:  # the one that it began with may have failed
-                step.graph = graph
             trail = self._trail_behind(step.calls[-1]) if step.calls else 0
             step.drop_those_that_ran(who)
-            is_repeated = who in self._on_trail.get(trail, ())
+            is_repeated = who in step.served
+            step.served.add(who)
             call = Call(graph, step, len(step.calls), thread, who, trail, is_repeated)
             step.calls.append(call)
         return call
@@ -325,6 +326,8 @@ class Steps:
         with self._lock:
             if call in call.step.calls:
                 call.step.calls.remove(call)
+            if not call.is_repeated:
+                call.step.served.discard(call.who)
             call.step.seen.difference_update(call.counted)
 
     def backward_begins(self, graph: Any) -> None:
@@ -364,17 +367,13 @@ class Steps:
         return any(graph.is_of_same_code(call.graph) for call in others)
 
     def _trail_behind(self, call: Call) -> int:
-        """Who was called before counts nothing more: trails tell apart sets, in their order."""
-        before = self._on_trail.get(call.trail, frozenset())
-        if call.who in before:
+        if call.is_repeated:  # it has counted nothing more
             return call.trail
         key = (call.trail, call.who)
         if key not in self._trails:
             if len(self._trails) >= _MOST_TRAILS:
                 self._trails.clear()
-                self._on_trail = {0: frozenset()}
-            number = next(self._numbers)  # never one that was given before
-            self._trails[key], self._on_trail[number] = number, before | {call.who}
+            self._trails[key] = next(self._numbers)  # never one that was given before
         return self._trails[key]
 
 

@@ -104,7 +104,7 @@ def add(record: GraphRecord) -> None:
         _records.append(record)
 
 
-def granted_bytes(record: GraphRecord, share: float) -> int:
+def most_granted_bytes(record: GraphRecord, share: float) -> int:
     """The largest budget that a share came to for this graph's code and parameters at any sizes, for
     which Dynamo may have made graphs of their own; 0 without any."""
     parameters = {id(tensor) for tensor in record.parameters_served()}

@@ -258,6 +258,29 @@ def test_sizes_for_which_there_is_no_plan_are_an_error_and_harm_nothing(device: 
     check_gradients(run, model, batch(device, 200))
 
 
+def test_a_step_with_code_that_cannot_be_followed_is_refused_by_name(device: str) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = net(device), net(device)
+            self.middle = nn.Linear(32, 32).double().to(device)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            torch._dynamo.graph_break()
+            h = torch.cond(h.sum() > 0, lambda h: self.middle(h).sin(), self.middle, (h,))
+            torch._dynamo.graph_break()
+            return self.last(h)
+
+    model, x = Cut(), batch(device)
+    budget_bytes = int(0.6 * default_peak(model, x))
+    run = within(model, budget_bytes)
+    with pytest.raises(satcompile.UnsupportedError, match="cannot be followed"):
+        for _ in range(3):
+            loss_of(run, x)
+            clear_gradients(model)
+
+
 # -- results that stay -----------------------------------------------------------------------
 
 
@@ -275,6 +298,10 @@ def test_evaluation_with_gradients_is_no_long_step(device: str) -> None:
         graph = graph_of(model)
         assert graph.predicted_peak_bytes <= budget_bytes
         assert graph.default_peak_bytes <= 2 * budget_bytes
+    for _ in range(3):  # what is accumulated is one set of gradients
+        loss_of(run, x)
+    assert graph_of(model).resident["gradients"] == gradient_bytes(model)
+    clear_gradients(model)
     assert loss.grad_fn is not None
     del loss
 
