@@ -114,6 +114,9 @@ class FusedUpdate:
         for each in ready:
             results[each.slot] = None
         output.args = (type(output.args[0])(results),)
+        visible = output.meta.get("user_visible_output_idxs")
+        if visible is not None:  # of these Inductor keeps the layout: there is none of a None
+            output.meta["user_visible_output_idxs"] = [i for i in visible if results[i] is not None]
 
     def _ready(self, graph: fx.Graph, results: Sequence[object]) -> Iterator[_Ready]:
         owners = storage_owners(graph)

@@ -31,6 +31,7 @@ from satcompile.workspace import Zeros, workspace_bytes
 
 _GENERATED = "<generated>"  # the file name of the text that we execute
 _LINES = "_lines_of_the_generated_text"
+_PARTITION = "partition_"  # and a number, in the order in which the runner has them
 
 
 class UnreadableCode(Exception):
@@ -81,6 +82,10 @@ class Tensor:
 
     def stride(self, dim: int | None = None) -> Any:
         return self.strides if dim is None else self.strides[dim]
+
+    def zero_(self) -> Tensor:
+        """A kernel's workspace of counters and semaphores is cleared before it starts."""
+        return self
 
     def fake(self) -> torch.Tensor:
         span = storage_elements(self.shape, self.strides) + self.offset
@@ -337,17 +342,30 @@ def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequ
     module = _read(source)
     namespace = dict(module.namespace)
     namespace.update(_stand_ins(log, on_cpu="empty_strided_cuda(" not in source))
-    exec(module.runner, namespace)
-    return namespace["Runner"](partitions=[]).call if module.is_class else namespace["call"]
+    for code in (*module.partitions.values(), module.runner):
+        exec(code, namespace)
+    if not module.is_class:
+        return namespace["call"]
+    names = sorted(module.partitions, key=lambda name: int(name.removeprefix(_PARTITION)))
+    return namespace["Runner"](partitions=[namespace[name] for name in names]).call
 
 
 @dataclass(frozen=True)
 class _Module:
-    """A wrapper's text as far as it is the same for all sizes."""
+    """A wrapper's text as far as it is the same for all sizes.
+
+    Attributes:
+        namespace: what the module's statements define.
+        runner: the class ``Runner``, or the function ``call``.
+        is_class: which of the two.
+        partitions: by name, in the runner's order, the functions that it calls one by one where
+            Inductor parted the graph for CUDA graphs.
+    """
 
     namespace: dict[str, Any]
     runner: CodeType
     is_class: bool
+    partitions: dict[str, CodeType]
 
 
 @functools.lru_cache(maxsize=64)  # graphs whose sizes vary are walked again and again
@@ -355,6 +373,7 @@ def _read(source: str) -> _Module:
     module = ast.parse(source)
     namespace: dict[str, Any] = {_LINES: dict(enumerate(source.splitlines(), start=1))}
     runner: ast.ClassDef | ast.FunctionDef | None = None
+    partitions: dict[str, CodeType] = {}
     for statement in module.body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             if "async_compile" not in ast.unparse(statement):
@@ -373,11 +392,14 @@ def _read(source: str) -> _Module:
         elif isinstance(statement, ast.FunctionDef):
             if statement.name == "call":
                 runner = statement
+            elif statement.name.startswith(_PARTITION):
+                partitions[statement.name] = _compiled(statement)
             elif statement.name.startswith("cpp_") or statement.decorator_list:
                 namespace[statement.name] = _NOTHING
     if runner is None:
         raise UnreadableCode("no class Runner and no function call in the generated module")
-    return _Module(namespace, _compiled(runner), isinstance(runner, ast.ClassDef))
+    is_class = isinstance(runner, ast.ClassDef)
+    return _Module(namespace, _compiled(runner), is_class, partitions)
 
 
 def _compiled(statement: ast.stmt) -> CodeType:
@@ -520,7 +542,10 @@ def _stand_ins(log: list[BlockEvent], on_cpu: bool) -> dict[str, Any]:
         "empty_strided": empty_strided,
         "reinterpret_tensor": reinterpret,
         "assert_size_stride": _NOTHING,
+        "assert_size_stride_grouped": _NOTHING,
         "assert_alignment": _NOTHING,
+        "assert_tensor_metadata": _NOTHING,
+        "copy_if_misaligned": lambda tensor: tensor,  # torch's allocator aligns what it gives
         "run_intermediate_hooks": _NOTHING,
         "async_compile": _NOTHING,
         "get_raw_stream": _NOTHING,

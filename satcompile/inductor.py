@@ -678,7 +678,8 @@ def is_on_cpu(gm: fx.GraphModule) -> bool:
 
 
 def _devices(gm: fx.GraphModule) -> list[torch.device]:
-    values = (node.meta.get("val") for node in gm.graph.nodes)
+    """Of AOTAutograd's graphs, and of Dynamo's, which keep their values elsewhere."""
+    values = (n.meta.get("val", n.meta.get("example_value")) for n in gm.graph.nodes)
     return [value.device for value in values if isinstance(value, torch.Tensor)]
 
 
