@@ -16,7 +16,7 @@ from torch import fx
 
 from satcompile import sparse_calls, torch_compat
 from satcompile.binding import BoundGraph, UnlimitedGraph
-from satcompile.compilation import Compilation
+from satcompile.compilation import Compilation, Planned
 from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.options import Options, parse, refuse_mode
 from satcompile.report import registry
@@ -122,7 +122,7 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
         bound = UnlimitedGraph(compilation, inputs, record)
     else:
         bound = BoundGraph(compilation, inputs, record)
-    planned = bound.first_plan(inputs)
+    planned = _planned_or_refused(bound, inputs, options)
     if not planned.attempt.is_training:
         if options.sparsity is None or not options.sparsity.is_forward_sparse:
             return planned.compiled  # an inference graph: nothing is saved, nothing to plan
@@ -130,6 +130,24 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
     _warn_of_recompile_limit()
     registry.add(record)
     return bound
+
+
+def _planned_or_refused(
+    bound: BoundGraph | UnlimitedGraph, inputs: list[Any], options: Options
+) -> Planned:
+    """The first plan. What torch's compiler gives up on, Dynamo runs in eager, after a warning;
+    with a budget that would end the promise."""
+    try:
+        return bound.first_plan(inputs)
+    except torch_compat.LEFT_TO_EAGER as error:
+        if options.memory_budget is None:
+            raise
+        raise UnsupportedError(
+            f"memory_budget {options.memory_budget.text!r} cannot be held: torch's compiler gives up "
+            f"on this graph ({type(error).__name__}: {error}) and leaves it to eager, outside of any "
+            "plan. Keep what it stops at outside of the compiled model, or compile without a "
+            "memory_budget."
+        ) from error
 
 
 def _graph_name() -> str:

@@ -27,12 +27,13 @@ from satcompile.compilation import (
     trained_positions,
 )
 from satcompile.errors import BudgetError
+from satcompile.inductor import BY_CODE
 from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.optimizers.in_backward import LEDGER
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord, most_granted_bytes
-from satcompile.residency import Residency, gradient_bytes, is_lasting, measure_residency
+from satcompile.residency import KINDS, Residency, gradient_bytes, is_lasting, measure_residency
 from satcompile.shares import (
     NO_CALLS,
     Room,
@@ -295,11 +296,7 @@ class BoundGraph:
         if any(room.peak_bytes_with(bound) <= room.limit_bytes for bound in bounds):
             return True
         figures = planned.figures_at(self.compilation.symbols, sizes)
-        if figures is None:
-            simulated_bytes = planned.attempt.step_peak_bytes
-            at_its_sizes = sizes == planned.sizes and planned.attempt.walk is None
-            return at_its_sizes and simulated_bytes <= room.left_bytes
-        return room.peak_bytes_with(figures) <= room.limit_bytes
+        return figures is not None and room.peak_bytes_with(figures) <= room.limit_bytes
 
     def _budget(
         self, sizes: Sizes, residency: Residency, example_inputs: Sequence[Any] | None
@@ -503,7 +500,7 @@ def _default_of_whole_step(call: Call, residency: Residency, beside: _Beside) ->
         for other, alive in zip(calls, residencies, strict=False)
     ]
     known = [share for share in shares if share is not None]
-    how = "generated code" if len(known) == len(shares) else "simulation"
+    how = BY_CODE if len(known) == len(shares) else "simulation"
     return step_peak_bytes(known) - resident_bytes(known), how
 
 
@@ -512,7 +509,8 @@ def _count_whole_step(report: GraphReport, shares: Sequence[Share], position: in
     own_bytes = report.predicted_peak_bytes - report.resident_bytes
     report.resident = {
         kind: sum(getattr(share.residency, kind) for share in shares)
-        for kind in ("parameters", "gradients", "optimizer_state")
+        for kind in KINDS
+        if kind != "inputs"
     } | {"inputs": shares[0].residency.inputs}
     report.predicted_peak_bytes = step_peak_bytes(shares)
     report._simulated_default_bytes = None  # of this graph alone

@@ -23,7 +23,7 @@ from torch import fx
 from satcompile.errors import BudgetError
 from satcompile.generated_code import Figures, StepWalk, UnreadableCode, walk_step
 from satcompile.growth import GRIDS, grows_with_sizes, rounded_up
-from satcompile.inductor import Attempt, CodeOnly, Known, OverLimit, graph_device
+from satcompile.inductor import BY_CODE, Attempt, CodeOnly, Known, OverLimit, graph_device
 from satcompile.options import Options
 from satcompile.report.rows import module_path
 from satcompile.residency import Residency
@@ -104,8 +104,13 @@ class Planned:
             if len(self._figures) >= _MOST_FIGURES:
                 self._figures.clear()
             walk = self.walk_at(symbols, sizes)
-            self._figures[sizes] = None if walk is None else walk.figures
+            self._figures[sizes] = self._simulated_at(sizes) if walk is None else walk.figures
         return self._figures[sizes]
+
+    def _simulated_at(self, sizes: Sizes) -> Figures | None:
+        """Of code that cannot be followed, what is known at the sizes for which it was planned."""
+        is_known = self.attempt.is_training and self.attempt.walk is None and sizes == self.sizes
+        return self.attempt.figures if is_known else None
 
     def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
         """The step's allocations at given sizes; None where the code cannot be followed or does
@@ -410,7 +415,10 @@ class Compilation:
         assert attempt.outcome is not None
         walk = self.default_walk(sizes, attempt)
         if walk is not None:
-            return walk.peak_bytes, "generated code"
+            return walk.peak_bytes, BY_CODE
+        default = self._plain._default
+        if default is not None and default.attempt.is_training:
+            return default.attempt.step_peak_bytes, default.attempt.prediction
         return attempt.outcome.plan.default_profile.peak_bytes, "simulation"
 
     def default_walk(self, sizes: Sizes, attempt: Attempt) -> StepWalk | None:
@@ -520,6 +528,7 @@ def over_budget(
         "parameters": residency.parameters,
         "gradients": residency.gradients + step_kinds.pop("gradients", 0),
         "optimizer state": residency.optimizer_state,
+        "workspaces of matrix products": residency.workspaces,
         "inputs": residency.inputs,
         "outputs": step_kinds.pop("outputs", 0),
         "saved for backward": step_kinds.pop("saved for backward", 0),
@@ -543,9 +552,11 @@ def over_budget(
 def _step_by_kind(attempt: Attempt) -> tuple[dict[str, int], str]:
     if attempt.walk is None:
         assert attempt.outcome is not None
-        profile = attempt.outcome.plan.profile
-        return {"temporaries": profile.peak_bytes}, _describe(attempt, profile.peak_label)
+        where = attempt.outcome.plan.profile.peak_label
+        return {"temporaries": attempt.step_peak_bytes}, _describe(attempt, where)
     kinds, buffer, in_backward = attempt.walk.at_peak()
+    rounding_bytes = attempt.step_peak_bytes - attempt.walk.peak_bytes
+    kinds["temporaries"] = kinds.get("temporaries", 0) + rounding_bytes
     return kinds, _describe(attempt, attempt.origins.get(in_backward, {}).get(buffer, buffer))
 
 
@@ -554,6 +565,8 @@ _HELP = {
     "gradients": "train fewer parameters (LoRA, frozen layers) or keep them in a smaller dtype, and "
     "set gradients to None between steps",
     "optimizer state": "take an optimizer with less state",
+    "workspaces of matrix products": "set CUBLAS_WORKSPACE_CONFIG=:4096:1 before the first product, "
+    "which gives cuBLAS 4 MiB a thread",
     "inputs": "lower the batch size or sequence length",
     "outputs": "lower the batch size or sequence length, or return less from the compiled model "
     "(the loss without the logits)",

@@ -17,6 +17,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import CodeType
@@ -32,6 +33,9 @@ from satcompile.workspace import Zeros, workspace_bytes
 _GENERATED = "<generated>"  # the file name of the text that we execute
 _LINES = "_lines_of_the_generated_text"
 _PARTITION = "partition_"  # and a number, in the order in which the runner has them
+
+
+CUDA_UNIT_BYTES = 512  # what torch's caching allocator rounds to (kMinBlockSize)
 
 
 class UnreadableCode(Exception):
@@ -67,6 +71,44 @@ class BlockEvent(Event):
     kind: _Kind = field(default_factory=_Kind)
 
 
+class _Path:
+    """One way through code that branches on values (``torch.cond``), of which there are none here:
+    each time a value is asked for the script says yes or no, and ``next`` has another script."""
+
+    _MOST_DECISIONS = 6
+
+    def __init__(self) -> None:
+        self._script: list[bool] = []
+        self._taken = 0
+
+    def decide(self) -> bool:
+        if self._taken == len(self._script):
+            if len(self._script) == self._MOST_DECISIONS:  # or a loop that ends by a value
+                raise UnreadableCode(f"over {self._MOST_DECISIONS} branches are taken by values")
+            self._script.append(True)
+        self._taken += 1
+        return self._script[self._taken - 1]
+
+    def next(self) -> bool:
+        """Go on to the next path, in the order of binary numbers; False behind the last one."""
+        self._taken = 0
+        while self._script and not self._script[-1]:
+            self._script.pop()
+        if self._script:
+            self._script[-1] = False
+        return bool(self._script)
+
+
+_path: ContextVar[_Path] = ContextVar("path")
+
+
+class _Unknown:
+    """A number in a tensor: it is only good to branch on."""
+
+    def __bool__(self) -> bool:
+        return _path.get().decide()
+
+
 @dataclass(slots=True)
 class Tensor:
     """A view of a block: what the wrapper's code may ask of a tensor."""
@@ -82,6 +124,9 @@ class Tensor:
 
     def stride(self, dim: int | None = None) -> Any:
         return self.strides if dim is None else self.strides[dim]
+
+    def item(self) -> _Unknown:
+        return _Unknown()
 
     def zero_(self) -> Tensor:
         """A kernel's workspace of counters and semaphores is cleared before it starts."""
@@ -173,7 +218,7 @@ class GeneratedGraph:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a walk comes to, in bytes.
+    """What a walk comes to, in bytes as the device's allocator gives them out.
 
     Attributes:
         forward_bytes: peak of what the forward allocates.
@@ -202,11 +247,14 @@ class StepWalk:
         forward, backward: events in order. Allocations between the two (incoming gradients)
             open the backward's.
         saved_bytes: alive between forward and backward, without what the user holds.
+        unit_bytes: of the device's allocator, which gives out multiples of it. Events and the
+            peak are of what is asked for.
     """
 
     forward: list[BlockEvent]
     backward: list[BlockEvent]
     saved_bytes: int
+    unit_bytes: int = 1
 
     def profiles(self) -> tuple[Profile, Profile]:
         forward = replay(self.forward)
@@ -214,18 +262,32 @@ class StepWalk:
 
     @cached_property
     def figures(self) -> Figures:
-        forward, backward = self.profiles()
+        given = self if self.unit_bytes == 1 else self._as_given_out()
+        forward, backward = given.profiles()
         return Figures(
             forward.peak_bytes,
             backward.peak_bytes,
-            self.held_bytes,
-            self.bytes_at_end("outputs"),
-            self.bytes_at_end("gradients"),
+            given.held_bytes,
+            given.bytes_at_end("outputs"),
+            given.bytes_at_end("gradients"),
         )
 
-    @property
+    def _as_given_out(self) -> StepWalk:
+        unit = self.unit_bytes
+
+        def rounded(events: list[BlockEvent]) -> list[BlockEvent]:
+            return [
+                BlockEvent((-(-abs(e.num_bytes) // unit) * unit) * (1 if e.num_bytes > 0 else -1),
+                           e.label, kind=e.kind)
+                for e in events
+            ]  # fmt: skip
+
+        return StepWalk(rounded(self.forward), rounded(self.backward), self.saved_bytes)
+
+    @cached_property
     def peak_bytes(self) -> int:
-        return self.figures.peak_bytes
+        """Of what is asked for."""
+        return max(profile.peak_bytes for profile in self.profiles())
 
     @property
     def held_bytes(self) -> int:
@@ -258,7 +320,8 @@ def walk_step(
     transient_outputs: Iterable[int] = (),
     leaf_gradients: Iterable[int] = (),
 ) -> StepWalk:
-    """The allocation events of a forward and the backward that follows it.
+    """The allocation events of a forward and the backward that follows it; where these branch on
+    values, of the path with the highest peak.
 
     Args:
         forward, backward: the generated graphs; ``backward`` None for a forward alone.
@@ -269,12 +332,33 @@ def walk_step(
     Raises:
         UnreadableCode: the generated text has a form that cannot be followed.
     """
+    path = _Path()
+    walks: list[StepWalk] = []
+    token = _path.set(path)
+    try:
+        while not walks or path.next():
+            walks.append(
+                _walk_path(
+                    forward, backward, num_outputs, set(transient_outputs), set(leaf_gradients)
+                )
+            )
+    finally:
+        _path.reset(token)
+    return max(walks, key=lambda walk: (walk.figures.peak_bytes, walk.held_bytes))
+
+
+def _walk_path(
+    forward: GeneratedGraph,
+    backward: GeneratedGraph | None,
+    num_outputs: int,
+    transient_outputs: set[int],
+    leaf_gradients: set[int],
+) -> StepWalk:
     log: list[BlockEvent] = []
     resident = [_resident_input(spec, log) for spec in forward.inputs]
     log.clear()
     results = _call(forward, list(resident), log)
-    dropped = set(transient_outputs)
-    held = [r for i, r in enumerate(results[:num_outputs]) if i not in dropped]
+    held = [r for i, r in enumerate(results[:num_outputs]) if i not in transient_outputs]
     held_blocks = {id(r.block) for r in (*held, *resident) if isinstance(r, Tensor)}
     _call_it("saved for backward", results[num_outputs:])
     _call_it("outputs", results[:num_outputs])
@@ -285,8 +369,10 @@ def walk_step(
     }
     walked_forward = list(log)
     log.clear()
+    texts = [graph.source for graph in (forward, backward) if graph is not None]
+    unit_bytes = 1 if all(map(_is_on_cpu, texts)) else CUDA_UNIT_BYTES
     if backward is None:
-        return StepWalk(walked_forward, [], 0)
+        return StepWalk(walked_forward, [], 0, unit_bytes)
     by_name = dict(zip(forward.outputs, results, strict=True))
     args: list[Any] = []
     roots: list[Tensor] = []  # ``loss.backward()`` holds the loss's gradient until it returns
@@ -303,10 +389,9 @@ def walk_step(
     by_name.clear()
     results = []
     gradients = _call(backward, args, log)
-    parameter_gradients = set(leaf_gradients)
     _call_it("input gradients", gradients)
-    _call_it("gradients", [g for i, g in enumerate(gradients) if i in parameter_gradients])
-    walk = StepWalk(walked_forward, list(log), sum(saved_blocks.values()))
+    _call_it("gradients", [g for i, g in enumerate(gradients) if i in leaf_gradients])
+    walk = StepWalk(walked_forward, list(log), sum(saved_blocks.values()), unit_bytes)
     del gradients, held, resident, roots
     return walk
 
@@ -326,9 +411,8 @@ def _resident_input(spec: TensorSpec | Any, log: list[BlockEvent], label: str = 
 
 def _call(graph: GeneratedGraph, args: list[Any], log: list[BlockEvent]) -> list[Any]:
     """Results of the wrapper's ``call``; ``args`` is handed over, as the real one's is."""
-    call = _load_call(graph.source, log)
     try:
-        return list(call(args))
+        return list(_load_call(graph.source, log)(args))
     except UnreadableCode:
         raise
     except Exception as error:
@@ -337,16 +421,21 @@ def _call(graph: GeneratedGraph, args: list[Any], log: list[BlockEvent]) -> list
         raise UnreadableCode(f"{type(error).__name__}: {error}") from error
 
 
+def _is_on_cpu(source: str) -> bool:
+    return "empty_strided_cuda(" not in source
+
+
 def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequence[Any]]:
     """The module's ``call``, with kernels, allocations and operators replaced by stand-ins."""
     module = _read(source)
     namespace = dict(module.namespace)
-    namespace.update(_stand_ins(log, on_cpu="empty_strided_cuda(" not in source))
-    for code in (*module.partitions.values(), module.runner):
+    namespace.update(_stand_ins(log, _is_on_cpu(source)))
+    for code in (*module.functions.values(), module.runner):
         exec(code, namespace)
     if not module.is_class:
         return namespace["call"]
-    names = sorted(module.partitions, key=lambda name: int(name.removeprefix(_PARTITION)))
+    partitions = [name for name in module.functions if name.startswith(_PARTITION)]
+    names = sorted(partitions, key=lambda name: int(name.removeprefix(_PARTITION)))
     return namespace["Runner"](partitions=[namespace[name] for name in names]).call
 
 
@@ -358,14 +447,14 @@ class _Module:
         namespace: what the module's statements define.
         runner: the class ``Runner``, or the function ``call``.
         is_class: which of the two.
-        partitions: by name, in the runner's order, the functions that it calls one by one where
-            Inductor parted the graph for CUDA graphs.
+        functions: by name, what these call: the parts of a graph that Inductor parted for CUDA
+            graphs, and graphs within the graph (branches of ``torch.cond``).
     """
 
     namespace: dict[str, Any]
     runner: CodeType
     is_class: bool
-    partitions: dict[str, CodeType]
+    functions: dict[str, CodeType]
 
 
 @functools.lru_cache(maxsize=64)  # graphs whose sizes vary are walked again and again
@@ -373,7 +462,7 @@ def _read(source: str) -> _Module:
     module = ast.parse(source)
     namespace: dict[str, Any] = {_LINES: dict(enumerate(source.splitlines(), start=1))}
     runner: ast.ClassDef | ast.FunctionDef | None = None
-    partitions: dict[str, CodeType] = {}
+    functions: dict[str, CodeType] = {}
     for statement in module.body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             if "async_compile" not in ast.unparse(statement):
@@ -392,14 +481,14 @@ def _read(source: str) -> _Module:
         elif isinstance(statement, ast.FunctionDef):
             if statement.name == "call":
                 runner = statement
-            elif statement.name.startswith(_PARTITION):
-                partitions[statement.name] = _compiled(statement)
             elif statement.name.startswith("cpp_") or statement.decorator_list:
                 namespace[statement.name] = _NOTHING
+            else:
+                functions[statement.name] = _compiled(statement)
     if runner is None:
         raise UnreadableCode("no class Runner and no function call in the generated module")
     is_class = isinstance(runner, ast.ClassDef)
-    return _Module(namespace, _compiled(runner), is_class, partitions)
+    return _Module(namespace, _compiled(runner), is_class, functions)
 
 
 def _compiled(statement: ast.stmt) -> CodeType:

@@ -25,8 +25,9 @@ from satcompile import passes, pipeline, torch_compat
 from satcompile.cost.device import device_of
 from satcompile.cost.roofline import CostModel
 from satcompile.emission import COPY_OF
-from satcompile.errors import SatcompileError
+from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.generated_code import (
+    Figures,
     GeneratedGraph,
     ScalarSpec,
     StepWalk,
@@ -49,6 +50,11 @@ from satcompile.torch_compat import leaves_behind
 from satcompile.training_graph import TrainingGraph, is_tensor, storage_bytes
 
 log = logging.getLogger("satcompile")
+
+# On top of a simulated peak that no code confirms. The simulation of 1,000 plans of real models was
+# up to so much below what their code takes: benchmarks/results/planned.md, coverage.md.
+UNREADABLE_MARGIN = 0.1
+BY_CODE = "generated code"
 
 
 class OverLimit(torch_compat.GenerationStopped):
@@ -87,6 +93,7 @@ class Code:
     update_change: GraphChange | None
     num_tokens: int
     transient_outputs: tuple[int, ...]
+    peak_bytes: int
 
 
 @dataclass
@@ -193,12 +200,42 @@ class Attempt:
         }
 
     @property
+    def figures(self) -> Figures:
+        """What the step comes to: by the generated code; where that cannot be followed, by the
+        simulation and a margin."""
+        return self._simulated_figures if self.walk is None else self.walk.figures
+
+    @property
     def step_peak_bytes(self) -> int:
-        """What the step allocates: by the generated code where it could be read, else simulated."""
-        assert self.outcome is not None
-        if self.walk is None:
-            return self.outcome.plan.profile.peak_bytes
-        return self.walk.peak_bytes
+        """What the step allocates at its peak, known as ``figures`` are."""
+        return self.figures.peak_bytes
+
+    @functools.cached_property
+    def _simulated_figures(self) -> Figures:
+        assert self.outcome is not None and self.problem is not None
+        profile, results = self.outcome.plan.profile, self.problem.graph.backward_outputs
+        kept = self.leaf_gradients - set(self.consumed)
+        gradients = [results[p] for p in kept if p < len(results)]
+        of_leaves = [n for n in gradients if isinstance(n, fx.Node)]
+        held_bytes = profile.forward.end_bytes
+
+        def with_margin(num_bytes: int) -> int:
+            return int(num_bytes * (1 + UNREADABLE_MARGIN))
+
+        return Figures(
+            with_margin(profile.forward.peak_bytes),
+            with_margin(profile.backward.peak_bytes),
+            with_margin(held_bytes),
+            max(0, held_bytes - profile.saved_bytes),
+            sum(storage_bytes(n.meta["val"]) for n in of_leaves),
+        )
+
+    @property
+    def prediction(self) -> str:
+        """By what the step's bytes are known, in words."""
+        if self.walk is not None:
+            return BY_CODE
+        return f"simulation and {UNREADABLE_MARGIN:.0%}"
 
     @property
     def relative_time(self) -> float:
@@ -331,7 +368,10 @@ class Attempt:
         """End an attempt whose answer needs no code, or code that was generated before."""
         assert self.outcome is not None
         code = self.known.codes.get(self.plan_key)
-        if code is not None and (self.dry or self._is_over(code.walk)):
+        is_over = code is not None and (
+            self.accept_bytes is not None and code.peak_bytes > self.accept_bytes
+        )
+        if code is not None and (self.dry or is_over):
             self.forward, self.backward, self.walk = code.forward, code.backward, code.walk
             self.unreadable, self.origins = code.unreadable, code.origins
             self._update_change = code.update_change
@@ -342,10 +382,8 @@ class Attempt:
         if self.accept_bytes is not None and not is_low_enough:
             raise OverLimit  # the lowest plan that is known: whoever tightens asks for its code
 
-    def _is_over(self, walk: StepWalk | None) -> bool:
-        if self.accept_bytes is None or walk is None:
-            return False
-        return walk.peak_bytes > self.accept_bytes
+    def _is_over(self) -> bool:
+        return self.accept_bytes is not None and self.step_peak_bytes > self.accept_bytes
 
     def _note_graphs(self, **modules: fx.GraphModule) -> None:
         """For the trace; a plan that is given up leaves nothing there."""
@@ -431,7 +469,7 @@ class Attempt:
                     raise _Refused(error) from None
             self._check_allocations()
             self._remember()
-            if self._is_over(self.walk):
+            if self._is_over():
                 raise OverLimit
             if self.dry:
                 raise CodeOnly
@@ -447,7 +485,9 @@ class Attempt:
         if source and (self.backward if is_backward else self.forward) is None:
             generated(source, {})  # from the cache: nothing was generated, but the text came along
         elif not source and is_backward and self.walk is None:
-            self.unreadable = "Inductor kept no source"
+            self._cannot_follow("Inductor kept no source")
+            if self._is_over():
+                raise OverLimit
         if not is_backward:
             self._compiled_forward = compiled
             return compiled
@@ -574,8 +614,35 @@ class Attempt:
                 self.leaf_gradients,
             )
         except UnreadableCode as error:
-            self.unreadable = str(error)
-            log.warning("the allocation check cannot follow the generated code: %s", error)
+            self._cannot_follow(str(error))
+
+    def _cannot_follow(self, why: str) -> None:
+        """The plan's simulated peak, and a margin, stand for the code; but the simulation does not
+        know what graphs within the graph allocate.
+
+        Raises:
+            _Refused: there are such, and a budget.
+        """
+        self.unreadable = why
+        if self.options.memory_budget is None:
+            return
+        assert self.problem is not None
+        inner = sorted({str(n.target) for n in self.problem.graph.graph.nodes if _has_graphs(n)})
+        if inner:
+            raise _Refused(
+                UnsupportedError(
+                    f"memory_budget {self.options.memory_budget.text!r} cannot be held: the generated "
+                    f"code cannot be followed ({why}), and what {', '.join(inner)} allocates inside is "
+                    "known from that alone. Keep it outside of the compiled model, or compile without "
+                    "a memory_budget."
+                )
+            )
+        log.warning(
+            "The generated code cannot be followed (%s): the budget is held by the plan's simulated "
+            "peak and %.0f%%, not by the code's own allocations.",
+            why,
+            UNREADABLE_MARGIN * 100,
+        )
 
     def _remember(self) -> None:
         """The code, for attempts that come to the same plan. What came out of a cache does not say
@@ -584,7 +651,7 @@ class Attempt:
             return
         self.known.codes[self.plan_key] = Code(
             self.forward, self.backward, self.walk, self.unreadable, self.origins,
-            self._update_change, self._num_tokens, self.transient_outputs,
+            self._update_change, self._num_tokens, self.transient_outputs, self.step_peak_bytes,
         )  # fmt: skip
 
 
@@ -664,6 +731,16 @@ def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:
     tensors = [i for i, node in enumerate(graph.primals) if is_tensor(node)]
     edges = {position: edge for edge, position in enumerate(tensors)}
     return {slot: edges[slot] for slot in slots}
+
+
+def _has_graphs(node: fx.Node) -> bool:
+    """Whether an operation runs graphs of its own (``while_loop``, ``scan``)."""
+    module = node.graph.owning_module
+    return isinstance(node.target, torch._ops.HigherOrderOperator) and any(
+        read.op == "get_attr"
+        and isinstance(getattr(module, str(read.target), None), fx.GraphModule)
+        for read in node.all_input_nodes
+    )
 
 
 def graph_device(gm: fx.GraphModule) -> torch.device:

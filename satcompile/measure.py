@@ -1,13 +1,19 @@
 """Peaks as they are: what a call really allocates, byte for byte.
 
 On the CPU the profiler reports every allocation and free of torch's allocator; on CUDA the
-caching allocator keeps the counter itself. Neither is an estimate.
+caching allocator keeps the counters itself. Neither is an estimate.
+
+A GPU's allocator has three numbers. *Requested* is what tensors ask for, to the byte; it is what a
+plan knows and what ``measure_peak`` returns. *Allocated* is what they get: multiples of 512 bytes,
+and the rest of a cached block that is too small to be split off. *Reserved* is what the allocator
+took from the driver, gaps between blocks included.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +22,19 @@ from satcompile.errors import UnsupportedError
 from satcompile.solver.simulator import Event, replay
 from satcompile.torch_compat import profiler_is_active, quiet_profiler
 
-_listeners: list[Callable[[int], None]] = []
+
+@dataclass(frozen=True)
+class Measured:
+    """What was alive at most while something ran.
+
+    Attributes:
+        peak_bytes: beyond what was alive before.
+        allocated_bytes, reserved_bytes: of the whole process on the GPU; None on the CPU.
+    """
+
+    peak_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
 
 
 def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None) -> int:
@@ -29,9 +47,10 @@ def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None
         device: where to look; by default CUDA where it is available and in use, else the CPU.
 
     Returns:
-        Bytes. ``resident_bytes + measure_peak(step)`` is what a report's
-        ``predicted_peak_bytes`` is to be compared with. Reports of the graphs that ran inside
-        ``fn`` show this figure from then on.
+        Bytes; on CUDA of what is requested. ``resident_bytes + measure_peak(step)`` is what a
+        report's ``predicted_peak_bytes`` is to be compared with. Reports of the graphs that ran
+        inside ``fn`` show this figure from then on, and on CUDA the device's peaks of memory
+        allocated and reserved while ``fn`` ran.
 
     Raises:
         UnsupportedError: on the CPU, a profiler is already running.
@@ -40,9 +59,9 @@ def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None
 
     gc.collect()
     with observing_steps() as steps:
-        peak_bytes = _measure_cuda(fn, device) if _is_cuda(device) else _measure_cpu(fn)
-    steps.record(peak_bytes)
-    return peak_bytes
+        measured = _measure_cuda(fn, device) if _is_cuda(device) else Measured(_measure_cpu(fn))
+    steps.record(measured)
+    return measured.peak_bytes
 
 
 def _is_cuda(device: torch.device | str | None) -> bool:
@@ -51,13 +70,20 @@ def _is_cuda(device: torch.device | str | None) -> bool:
     return torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
 
 
-def _measure_cuda(fn: Callable[[], Any], device: torch.device | str | None) -> int:
+def _measure_cuda(fn: Callable[[], Any], device: torch.device | str | None) -> Measured:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    before_bytes = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_stats(device)
     fn()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before_bytes
+    after = torch.cuda.memory_stats(device)
+    # Allocators other than torch's own (cudaMallocAsync) do not know what was requested.
+    kind = "requested_bytes" if after["requested_bytes.all.peak"] else "allocated_bytes"
+    return Measured(
+        after[f"{kind}.all.peak"] - before[f"{kind}.all.current"],
+        after["allocated_bytes.all.peak"],
+        after["reserved_bytes.all.peak"],
+    )
 
 
 def _measure_cpu(fn: Callable[[], Any]) -> int:

@@ -1,7 +1,8 @@
 """What is alive on the device before a step begins: read off the tensors given at run time.
 
 Parameters, buffers, inputs, gradients that are set, and the state of every optimizer that
-holds these parameters, predicted by a step on fake tensors where it does not exist yet.
+holds these parameters, predicted by a step on fake tensors where it does not exist yet. On a GPU
+also the workspaces that torch gives cuBLAS.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from satcompile.cost.device import device_of
 from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.torch_compat import is_fake, is_static_input
 from satcompile.training_graph import storage_bytes
@@ -19,17 +21,28 @@ from satcompile.training_graph import storage_bytes
 
 @dataclass(frozen=True)
 class Residency:
-    """Bytes alive before the step, by kind; ``notes`` says what could not be predicted."""
+    """Bytes alive before the step, by kind; ``notes`` says what could not be predicted.
+
+    ``workspaces`` is what a GPU's libraries for matrix products hold, from the first product on.
+    """
 
     parameters: int = 0
     inputs: int = 0
     gradients: int = 0
     optimizer_state: int = 0
     notes: tuple[str, ...] = ()
+    workspaces: int = 0
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """As reports have it."""
+        return {kind: getattr(self, kind) for kind in KINDS}
 
     @property
     def total_bytes(self) -> int:
-        return self.parameters + self.inputs + self.gradients + self.optimizer_state
+        return (
+            self.parameters + self.inputs + self.gradients + self.optimizer_state + self.workspaces
+        )
 
     def __add__(self, other: Residency) -> Residency:
         return Residency(
@@ -38,11 +51,23 @@ class Residency:
             self.gradients + other.gradients,
             self.optimizer_state + other.optimizer_state,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
+            self.workspaces + other.workspaces,
         )
 
     def with_inputs(self, inputs: int) -> Residency:
         """With other inputs. (``dataclasses.replace`` takes several times as long.)"""
-        return Residency(self.parameters, inputs, self.gradients, self.optimizer_state, self.notes)
+        return Residency(
+            self.parameters,
+            inputs,
+            self.gradients,
+            self.optimizer_state,
+            self.notes,
+            self.workspaces,
+        )
+
+
+KINDS = ("parameters", "inputs", "gradients", "optimizer_state", "workspaces")
+_WORKSPACES = -1  # among storages that were counted: no storage has this key
 
 
 def measure_residency(
@@ -74,7 +99,12 @@ def measure_residency(
     if with_optimizers:
         state, notes = OPTIMIZERS.state_bytes(trained)
     seen.update(map(id, trained))
-    return Residency(parameters, inputs, gradients, state, notes)
+    workspaces = 0
+    on_gpu = next((t.device for t in held if t.device.type == "cuda"), None)
+    if on_gpu is not None and _WORKSPACES not in seen:
+        workspaces = device_of(on_gpu).workspace_bytes
+        seen.add(_WORKSPACES)
+    return Residency(parameters, inputs, gradients, state, notes, workspaces)
 
 
 def is_lasting(tensor: torch.Tensor) -> bool:

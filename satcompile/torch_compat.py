@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import functools
 import gc
 import hashlib
@@ -32,6 +33,9 @@ from torch import fx
 # Raised from a backend, a class that inherits ShortenTraceback reaches the user as itself and
 # not inside BackendCompilerFailed. 2.11, 2.13.
 from torch._dynamo.exc import ShortenTraceback  # noqa: F401
+
+# What a backend may raise to have the graph left to eager, with a warning. 2.11, 2.13, 2.14.
+from torch._dynamo.exc import exceptions_allowed_to_be_fallback as LEFT_TO_EAGER  # noqa: F401
 from torch._functorch import config as functorch_config
 
 # The partitioner's own helpers: which nodes belong to the forward and the backward, what must
@@ -957,6 +961,32 @@ def is_wrapper_tensor(tensor: torch.Tensor) -> bool:
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def blas_workspace_bytes() -> int | None:
+    """What torch takes for cuBLAS and cuBLASLt in each thread that multiplies on the current CUDA
+    device, and keeps: torch's own answer, the user's settings (CUBLAS_WORKSPACE_CONFIG and others)
+    among its reasons. None where it cannot be asked.
+
+    No Python name leads to these two functions; the library exports them. Where both libraries share
+    one workspace, as from 2.12 on, the second is counted too many: 1 MiB. 2.11, 2.14 (CUDA builds).
+    """
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cuda.so")
+    try:
+        loaded = ctypes.CDLL(library)
+        sizes = [getattr(loaded, name) for name in _BLAS_WORKSPACE_SIZES]
+    except (OSError, AttributeError):
+        return None
+    for size in sizes:
+        size.restype = ctypes.c_size_t
+    chosen_bytes, lt_bytes = (int(size()) for size in sizes)
+    return chosen_bytes + (lt_bytes if chosen_bytes else 0)
+
+
+_BLAS_WORKSPACE_SIZES = (
+    "_ZN2at4cuda22getChosenWorkspaceSizeEv",
+    "_ZN2at4cuda26getCUDABlasLtWorkspaceSizeEv",
+)
 
 
 def same_strided_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from satcompile.report import registry
+
+# On a GPU the budgets of tiny models would be lost beside 64 MiB of workspaces for cuBLAS.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":0:0")
 
 # Examples are drawn slowly where the machine has other work: no defect of what is tested.
 settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow])

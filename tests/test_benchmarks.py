@@ -159,7 +159,6 @@ def test_products_of_tiles_miss_below_the_goal_at_its_density(
     assert all("tile_mm, 4096x4096x8192, bfloat16: 0.8" in line for line in missed)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_chunks_miss_over_their_budget_and_near_the_floor_of_whole_logits() -> None:
     row = floor.Row("GPT-2", "in chunks, at their floor", 95.0, 95.0, 0.44, 1.6, 867.0)
     assert floor.missed_goals([row, floor.Row("GPT-2", "Liger", note="not run")]) == []
@@ -169,6 +168,7 @@ def test_chunks_miss_over_their_budget_and_near_the_floor_of_whole_logits() -> N
     assert "0.800 of the floor of whole logits" in near
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_products_of_tiles_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert tile_mm.main([]) == 2
     assert "on a GPU; torch sees none" in capsys.readouterr().err

@@ -50,6 +50,15 @@ def calls(graph: fx.Graph) -> list[fx.Node]:
     return [n for n in graph.nodes if n.target is torch.ops.satcompile.update_.default]
 
 
+def test_a_gradient_that_is_handed_over_has_no_layout_to_keep() -> None:
+    """On a GPU Inductor looks at the strides of every result that users see."""
+    graph = backward_graph()
+    (output,) = graph.find_nodes(op="output")
+    output.meta["user_visible_output_idxs"] = [0, 1, 2]
+    FusedUpdate({0: ("primals_1", "permute")}, 256).run(graph)
+    assert output.meta["user_visible_output_idxs"] == [1, 2]
+
+
 def test_an_update_stands_behind_the_last_reader_of_any_name() -> None:
     graph = backward_graph()
     FusedUpdate({0: ("primals_1", "permute")}, 256).run(graph)

@@ -305,3 +305,104 @@ def call(args):
 )  # fmt: skip
 def test_elements_that_strides_span(shape, strides, elements):
     assert storage_elements(shape, strides) == elements
+
+
+# -- several paths, several parts --------------------------------------------------------------
+
+BRANCHES = """
+def true_graph_0(args):
+    x, = args
+    args.clear()
+    buf0 = empty_strided_cpu((1024, ), (1, ), torch.float32)
+    buf1 = empty_strided_cpu((8, ), (1, ), torch.float32)
+    return (buf1, )
+
+def false_graph_0(args):
+    x, = args
+    args.clear()
+    return (empty_strided_cpu((8, ), (1, ), torch.float32), )
+"""
+BRANCH = """
+primals_1, = args
+args.clear()
+buf0 = [None] * 1
+"""
+
+
+def branching(*conditions: str, body: str = "") -> GeneratedGraph:
+    lines = BRANCH.strip().splitlines()
+    for condition in conditions:
+        lines += [f"if {condition}:", "    buf0 = true_graph_0([primals_1])"]
+        lines += ["else:", "    buf0 = false_graph_0([primals_1])"]
+    lines += [*body.splitlines(), "return (buf0[0], )"]
+    text = "".join(f"        {line}\n" for line in lines)
+    source = HEADER.replace("class Runner:", BRANCHES + "class Runner:") + text + FOOTER
+    return GeneratedGraph(source, [X], ("buf0",)).at_hints()
+
+
+@pytest.mark.parametrize("condition", ["primals_1.item()", "not primals_1.item()"])
+def test_of_two_branches_the_one_with_the_higher_peak_counts(condition: str):
+    forward, _ = walk_step(branching(condition), None, 1).profiles()
+    assert forward.peak_bytes == 4096 + 32
+
+
+def test_all_ways_through_several_branches_are_walked():
+    once, thrice = (walk_step(branching(*["primals_1.item()"] * n), None, 1) for n in (1, 3))
+    # The latest result of the first two is alive while the third runs.
+    assert thrice.peak_bytes == once.peak_bytes + 32
+
+
+def test_a_loop_that_ends_by_a_value_is_unreadable():
+    loop = "while primals_1.item():\n    buf0 = false_graph_0([primals_1])"
+    with pytest.raises(UnreadableCode, match="over 6 branches"):
+        walk_step(branching(body=loop), None, 1)
+
+
+def test_a_size_that_comes_from_a_value_is_unreadable():
+    with pytest.raises(UnreadableCode, match="TypeError"):
+        walked(
+            "primals_1, = args\nargs.clear()\nu0 = primals_1.item()\n"
+            "buf0 = empty_strided_cpu((u0, ), (1, ), torch.float32)\nreturn (buf0, )",
+            X,
+        )
+
+
+PARTS = """
+def partition_0(args):
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_cuda((100, ), (1, ), torch.float32)
+    return (buf0, )
+
+def partition_1(args):
+    buf0, = args
+    args.clear()
+    workspace = empty_strided_cuda((3, ), (1, ), torch.uint8)
+    workspace.zero_()
+    buf1 = copy_if_misaligned(buf0)
+    assert_size_stride_grouped((buf0, buf1), ((100, ), (100, )), ((1, ), (1, )))
+    assert_tensor_metadata(buf1, (100, ), (1, ), torch.float32)
+    return (buf1, )
+"""
+
+
+def test_parts_of_a_graph_run_one_after_the_other():
+    body = """
+primals_1, = args
+args.clear()
+partition0_args = [primals_1]
+del primals_1
+(buf0,) = self.partitions[0](partition0_args)
+partition1_args = [buf0]
+del buf0
+(buf1,) = self.partitions[1](partition1_args)
+return (buf1, )
+"""
+    source = wrapper(body).replace("class Runner:", PARTS + "class Runner:")
+    source = source.replace(
+        "Runner(partitions=[])", "Runner(partitions=[partition_0, partition_1])"
+    )
+    walk = walk_step(GeneratedGraph(source, [X], ("buf1",)).at_hints(), None, 1)
+    assert walk.peak_bytes == 400 + 3  # to the byte, as it is asked for
+    assert walk.figures.peak_bytes == 512 + 512  # as a GPU's allocator gives it out
+    assert (walk.figures.held_bytes, walk.held_bytes) == (512, 400)

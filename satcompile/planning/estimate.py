@@ -102,7 +102,7 @@ class Plan:
         budget_bytes: what was asked, as a number, reserve included; None without a budget.
         reserve_bytes: of the budget, to be kept free.
         resident: alive before the step, by kind: parameters (and buffers), inputs, gradients that
-            are set, optimizer_state.
+            are set, optimizer_state, workspaces of a GPU's matrix products.
         gradients_bytes: of the gradients that the backward returns, together.
         activations_bytes: kept from forward to backward by torch.compile's own plan.
         default_peak_bytes: of torch.compile's own plan.
@@ -243,12 +243,7 @@ class _Planner:
             device=self.device,
             budget_bytes=budget_bytes,
             reserve_bytes=self.options.reserve,
-            resident={
-                "parameters": self.residency.parameters,
-                "inputs": self.residency.inputs,
-                "gradients": self.residency.gradients,
-                "optimizer_state": self.residency.optimizer_state,
-            },
+            resident=self.residency.by_kind,
             gradients_bytes=_gradients_bytes(self.capture.graph),
             activations_bytes=chosen.default_profile.saved_bytes,
             default_peak_bytes=default_bytes,
@@ -341,6 +336,7 @@ class _Planner:
 
     def _residency(self, capture: Capture) -> Residency:
         found = measure_residency(capture.inputs, with_optimizers=self._optimizer is None)
+        found = replace(found, workspaces=self.device.workspace_bytes)
         if self._optimizer is None:
             return found
         trained = [capture.inputs[i] for i in trained_positions(capture.inputs)]

@@ -60,6 +60,8 @@ def _memory(plan: Plan) -> Table:
     table.add_row("parameters and buffers", format_bytes(resident["parameters"]))
     table.add_row("gradients", format_bytes(plan.gradients_bytes), "appear in the backward")
     table.add_row("optimizer state", format_bytes(resident["optimizer_state"]))
+    if resident["workspaces"]:
+        table.add_row("workspaces", format_bytes(resident["workspaces"]), "of matrix products")
     table.add_row("inputs", format_bytes(resident["inputs"]))
     table.add_row(
         "activations", format_bytes(plan.activations_bytes), "kept by torch.compile's own plan"

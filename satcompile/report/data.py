@@ -42,6 +42,8 @@ class GraphReport:
         least_peak_bytes: no plan of the class that ``bound_kind`` names has a lower peak, simulated;
             None where that is not known.
         measured_peak_bytes: resident plus the latest ``measure_peak`` in which the graph ran.
+        measured_allocated_bytes, measured_reserved_bytes: then, of the whole process, by the counters
+            of a GPU's allocator; None on the CPU.
         saved_bytes: alive between forward and backward.
         forward_time_us: of the forward, by the cost model.
         recompute_time_us: of what the backward computes again.
@@ -80,6 +82,8 @@ class GraphReport:
     beside_bytes: int = 0
     rounds: int = 1
     measured_peak_bytes: int | None = None
+    measured_allocated_bytes: int | None = None
+    measured_reserved_bytes: int | None = None
     notes: list[str] = field(default_factory=list)
     sparsity: SparsityReport | SavedSparsity | None = None
     _updates: UpdateReport | SavedUpdates | None = field(default=None, repr=False)
@@ -181,6 +185,8 @@ class GraphReport:
             "predicted_peak_bytes": self.predicted_peak_bytes,
             "prediction": self.prediction,
             "measured_peak_bytes": self.measured_peak_bytes,
+            "measured_allocated_bytes": self.measured_allocated_bytes,
+            "measured_reserved_bytes": self.measured_reserved_bytes,
             "default_peak_bytes": default_peak_bytes,
             "default_prediction": default_prediction,
             "floor_bytes": self.floor_bytes if is_there(self._floor) else None,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from satcompile.curve import curve
 from satcompile.generated_code import StepWalk
-from satcompile.inductor import Attempt
+from satcompile.inductor import BY_CODE, UNREADABLE_MARGIN, Attempt
 from satcompile.planning_problem import PlanningProblem
 from satcompile.report.data import GraphReport, PassRow
 from satcompile.report.memory import default_timeline, plan_timeline
@@ -50,20 +50,18 @@ def graph_report(
     forward_us = problem.forward_time_us
     notes = list(residency.notes)
     if attempt.unreadable:
-        notes.append(f"the generated code could not be followed: {attempt.unreadable}")
+        notes.append(
+            f"the generated code could not be followed ({attempt.unreadable}): the predicted peak is "
+            f"the plan's, simulated, and {UNREADABLE_MARGIN:.0%} of the step on top"
+        )
     notes.extend(_of_checkpoint_regions(attempt, plan, problem))
     return GraphReport(
         name=name,
         budget_bytes=budget_bytes,
         reserve_bytes=attempt.options.reserve,
-        resident={
-            "parameters": residency.parameters,
-            "inputs": residency.inputs,
-            "gradients": residency.gradients,
-            "optimizer_state": residency.optimizer_state,
-        },
+        resident=residency.by_kind,
         predicted_peak_bytes=residency.total_bytes + step_bytes,
-        prediction="generated code" if walk is not None else "simulation",
+        prediction=BY_CODE if walk is not None else attempt.prediction,
         saved_bytes=walk.saved_bytes if walk is not None else plan.profile.saved_bytes,
         forward_time_us=forward_us,
         recompute_time_us=plan.time_us,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from satcompile.errors import NotCompiledError
+from satcompile.measure import Measured
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.updates import LatestCall
 from satcompile.sparsity.state import SparsityState
@@ -129,12 +130,14 @@ class StepWatcher:
     def saw(self, record: GraphRecord) -> None:
         self._ran[id(record)] = record
 
-    def record(self, peak_bytes: int) -> None:
-        """The step's measured peak, for the reports of the graphs that ran in it."""
+    def record(self, measured: Measured) -> None:
+        """The step's measured peaks, for the reports of the graphs that ran in it."""
         for record in self._ran.values():
             report = record.report
             assert report is not None
-            report.measured_peak_bytes = report.resident_bytes + peak_bytes
+            report.measured_peak_bytes = report.resident_bytes + measured.peak_bytes
+            report.measured_allocated_bytes = measured.allocated_bytes
+            report.measured_reserved_bytes = measured.reserved_bytes
 
 
 @contextmanager

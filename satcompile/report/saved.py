@@ -67,6 +67,8 @@ def _graph(data: Mapping[str, Any]) -> GraphReport:
     least_bytes = data.get("least_peak_bytes")
     return GraphReport(
         **{key: data[key] for key in _PLAIN},
+        measured_allocated_bytes=data.get("measured_allocated_bytes"),  # not in older reports
+        measured_reserved_bytes=data.get("measured_reserved_bytes"),
         resident=dict(data["resident"]),
         saved=[ValueRow.from_dict(row) for row in data["saved"]],
         recomputed=[ValueRow.from_dict(row) for row in data["recomputed"]],

@@ -17,6 +17,8 @@ from torch import nn
 
 import satcompile
 from benchmarks.overhead import Blocks
+from satcompile import generated_code
+from satcompile.generated_code import UnreadableCode
 from satcompile.steps import STEPS
 from tests.integration.test_use import Net
 from tests.integration.training import assert_same_gradients, clear_gradients, gradients
@@ -258,27 +260,95 @@ def test_sizes_for_which_there_is_no_plan_are_an_error_and_harm_nothing(device: 
     check_gradients(run, model, batch(device, 200))
 
 
+# -- code that cannot be followed --------------------------------------------------------------
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wrapper has a form that is not known, as one of another torch may."""
+
+    def read(source: str) -> Any:
+        raise UnreadableCode("a form of tomorrow")
+
+    monkeypatch.setattr(generated_code, "_read", read)
+
+
+@pytest.mark.usefixtures("unreadable")
+def test_a_budget_is_held_by_simulation_and_a_margin(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be followed must fit with a tenth more than its simulation says."""
+    model, x = net(device), batch(device)
+    default_bytes = default_peak(model, x)
+    budget_bytes = int(0.8 * default_bytes)
+    run = within(model, budget_bytes)
+    with caplog.at_level("WARNING", "satcompile"):
+        check_gradients(run, model, x)
+    assert "a form of tomorrow" in caplog.text and "10%" in caplog.text
+    peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+    clear_gradients(model)
+    graph = graph_of(model)
+    assert graph.prediction == "simulation and 10%" and "a form of tomorrow" in graph.notes[0]
+    assert graph.resident_bytes + peak_bytes <= graph.predicted_peak_bytes <= budget_bytes
+    simulated_bytes = graph.timeline.peak_bytes - graph.resident_bytes
+    step_bytes = graph.predicted_peak_bytes - graph.resident_bytes
+    assert step_bytes == pytest.approx(1.1 * simulated_bytes, abs=1)
+    torch.compiler.reset()
+    with pytest.raises(satcompile.BudgetError) as caught:
+        within(model, int(0.3 * default_bytes))(x)
+    torch.compiler.reset()
+    check_gradients(within(model, caught.value.floor_bytes), model, x)
+
+
+@pytest.mark.usefixtures("unreadable")
 def test_a_step_with_code_that_cannot_be_followed_is_refused_by_name(device: str) -> None:
-    class Cut(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = net(device), net(device)
-            self.middle = nn.Linear(32, 32).double().to(device)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            h = self.first(x)
-            torch._dynamo.graph_break()
-            h = torch.cond(h.sum() > 0, lambda h: self.middle(h).sin(), self.middle, (h,))
-            torch._dynamo.graph_break()
-            return self.last(h)
-
-    model, x = Cut(), batch(device)
+    model, x = Broken(4, 32).double().to(device), batch(device, 512)
     budget_bytes = int(0.6 * default_peak(model, x))
     run = within(model, budget_bytes)
     with pytest.raises(satcompile.UnsupportedError, match="cannot be followed"):
         for _ in range(3):
             loss_of(run, x)
             clear_gradients(model)
+
+
+def test_branches_by_value_are_followed(device: str) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = net(device), net(device)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            h = torch.cond(h.sum() > 0, lambda h: self.last(h).sin(), lambda h: h.cos(), (h,))
+            return h * h
+
+    model, x = Branching(), batch(device)
+    budget_bytes = int(0.8 * default_peak(model, x))
+    run = within(model, budget_bytes)
+    for sign in (1, -1):
+        check_gradients(run, model, sign * x)
+        peak_bytes = satcompile.measure_peak(lambda s=sign: loss_of(run, s * x), device)
+        clear_gradients(model)
+        graph = graph_of(model)
+        assert graph.prediction == "generated code"
+        assert graph.resident_bytes + peak_bytes <= budget_bytes + x.nbytes
+
+
+def test_what_torch_leaves_to_eager_is_refused_with_a_budget(device: str) -> None:
+    """Of a loop that ends by a value torch has no compiled backward; it falls back with a warning."""
+    loop = torch.ops.higher_order.while_loop
+
+    class Looping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = net(device)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            start = (torch.tensor(0), self.layers(x))
+            return loop(lambda i, h: i < 3, lambda i, h: (i + 1, h.sin()), start, ())[1]
+
+    with pytest.raises(satcompile.UnsupportedError, match="leaves it to eager"):
+        within(Looping(), "1GiB")(batch(device))
 
 
 # -- results that stay -----------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -45,13 +45,7 @@ class BackendStep:
 
     @property
     def resident(self) -> dict[str, int]:
-        found = replace(self.residency, notes=())
-        return {
-            "parameters": found.parameters,
-            "inputs": found.inputs,
-            "gradients": found.gradients,
-            "optimizer_state": found.optimizer_state,
-        }
+        return self.residency.by_kind
 
 
 def decided(model: torch.nn.Module, inputs: Mapping[str, Any], budget_bytes: int) -> BackendStep:

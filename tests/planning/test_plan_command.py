@@ -49,14 +49,14 @@ def test_everything_asked_for_is_printed_and_nothing_is_cut(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    assert plan("my_steps:step", "--budget", "2MiB") == 0
+    assert plan("my_steps:step", "--budget", "68MiB") == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert max(map(len, lines)) <= width
     for name in (
         "parameters and buffers", "gradients", "optimizer state", "inputs", "activations",
         "peak of torch.compile", "floor", "budget", "predicted peak", "time added", "satcompile",
-        "peak against time", "largest batch within 2.00 MiB",
+        "peak against time", "largest batch within 68.00 MiB", "workspaces",
     ):  # fmt: skip
         assert any(line.startswith(name) for line in lines), name
     assert "…" not in out and "the plan for H200" in out
@@ -77,13 +77,14 @@ def test_a_budget_below_the_floor_ends_with_1_and_says_what_helps(
 
 def test_figures_and_page_are_written(in_folder: Path) -> None:
     code = plan(
-        "my_steps:step", "--budget", "2MiB", "--json", "plan.json", "--report", "plan.html",
+        "my_steps:step", "--budget", "20.25MiB", "--json", "plan.json", "--report", "plan.html",
         "--device", "rtx4090", "--optimizer", "sgd",
     )  # fmt: skip
     assert code == 0
     found = json.loads((in_folder / "plan.json").read_text())
     assert found["device"] == "RTX 4090" and found["fits"] is True
     assert found["resident"]["optimizer_state"] == 0
+    assert found["resident"]["workspaces"] == 2 * (8320 + 1024) * 1024
     assert found["curve"] and found["largest_batch"]["planned"] > 512
     assert found["resident"]["parameters"] == 4 * (64 * 64 + 64) * 4
     assert "<html" in (in_folder / "plan.html").read_text()

@@ -10,6 +10,7 @@ import torch
 
 from satcompile import NotCompiledError
 from satcompile.curve import CurvePoint
+from satcompile.measure import Measured
 from satcompile.report import registry
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
 from satcompile.report.folding import fold_layers
@@ -346,6 +347,8 @@ def test_a_measured_step_is_noted_in_the_reports_of_what_ran_in_it():
     ran, idle = (recorded(None) for _ in range(2))
     with registry.observing_steps() as steps:
         ran.observe([])
-    steps.record(100)
+    steps.record(Measured(100, 2000, 3000))
     assert ran.report.measured_peak_bytes == ran.report.resident_bytes + 100
+    assert ran.report.measured_allocated_bytes == 2000
+    assert "1.95 KiB allocated, 2.93 KiB reserved" in render(Report([ran.report]), ask=False)
     assert idle.report.measured_peak_bytes is None

@@ -39,6 +39,7 @@ def segments(graph: GraphReport) -> list[Segment]:
         Segment("parameters", resident.get("parameters", 0), "P", "blue"),
         Segment("gradients", resident.get("gradients", 0), "G", "magenta"),
         Segment("optimizer state", resident.get("optimizer_state", 0), "O", "bright_blue"),
+        Segment("workspaces", resident.get("workspaces", 0), "W", "bright_black"),
         Segment("inputs", resident.get("inputs", 0), "I", "cyan"),
         Segment("other graphs", graph.beside_bytes, "X", "white"),
         Segment("saved for backward", graph.saved_bytes, "S", "green"),

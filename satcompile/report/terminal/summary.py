@@ -22,6 +22,14 @@ def budget_text(graph: GraphReport) -> str:
     return f"{format_bytes(graph.budget_bytes)}{reserve}"
 
 
+def device_memory(graph: GraphReport) -> str:
+    """What the GPU's allocator had while the peak was measured, in words; "" without a GPU."""
+    allocated_bytes, reserved_bytes = graph.measured_allocated_bytes, graph.measured_reserved_bytes
+    if allocated_bytes is None or reserved_bytes is None:
+        return ""
+    return f"{format_bytes(allocated_bytes)} allocated, {format_bytes(reserved_bytes)} reserved"
+
+
 def _lines(graph: GraphReport, ask: bool) -> Iterator[tuple[str, str]]:
     peak_bytes, measured_bytes = graph.predicted_peak_bytes, graph.measured_peak_bytes
     yield "budget", budget_text(graph)
@@ -29,6 +37,9 @@ def _lines(graph: GraphReport, ask: bool) -> Iterator[tuple[str, str]]:
     if measured_bytes is not None:
         off = peak_bytes / measured_bytes - 1
         yield "measured peak", f"{format_bytes(measured_bytes)}  (prediction {off:+.2%})"
+    given = device_memory(graph)
+    if given:
+        yield "the process on the GPU", given
     default = graph.default_peak(ask)
     if default is not None:
         default_bytes, how = default

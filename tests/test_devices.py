@@ -1,0 +1,85 @@
+"""Which rates and how much memory a graphics card is taken to have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from satcompile.cost import device as devices
+from satcompile.cost.device import Device, all_gpus, device_named, device_of
+
+# What drivers call cards, and the entry of each.
+NAMES = {
+    "NVIDIA GB200": "GB200",
+    "NVIDIA B200": "B200",
+    "NVIDIA H200": "H200",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA A100-SXM4-80GB": "A100",
+    "NVIDIA A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "RTX PRO 6000",
+    "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada",
+    "NVIDIA RTX A6000": "RTX A6000",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA L4": "L4",
+    "NVIDIA A10": "A10",
+    "NVIDIA GeForce RTX 5090": "RTX 5090",
+    "NVIDIA GeForce RTX 4090": "RTX 4090",
+    "NVIDIA GeForce RTX 4090 Laptop GPU": "RTX 4090 Laptop",
+    "NVIDIA GeForce RTX 4060 Laptop GPU": "RTX 4060 Laptop",
+    "Tesla T4": "T4",
+    "Tesla V100-SXM2-32GB": "V100",
+    "AMD Instinct MI300X": "MI300X",
+    "AMD Instinct MI325X": "MI325X",
+}
+UNLISTED = ("NVIDIA GeForce RTX 3070 Laptop GPU", "NVIDIA A10G", "NVIDIA GH200 480GB")
+
+
+def on_a_card(
+    name: str, monkeypatch: pytest.MonkeyPatch, workspace_bytes: int | None = None
+) -> Device:
+    card = SimpleNamespace(name=name, total_memory=10**10, multi_processor_count=54)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(devices, "blas_workspace_bytes", lambda: workspace_bytes)
+    return device_of(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("called", "entry"), NAMES.items())
+def test_a_card_is_known_by_what_its_driver_calls_it(
+    called: str, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = on_a_card(called, monkeypatch)
+    listed = device_named(entry)
+    assert (found.name, found.flops_per_us) == (listed.name, listed.flops_per_us)
+    assert found.memory_bytes == 10**10  # of the card that is there
+    assert found.workspace_bytes == listed.workspace_bytes > 0
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_another_card_is_scaled_from_one_that_is_known(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, known = on_a_card(name, monkeypatch), device_named("A100")
+    assert found.name == name and "scaled" in found.source
+    assert found.bytes_per_us == known.bytes_per_us / 2
+
+
+def test_workspaces_are_what_torch_says_in_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_a_card("NVIDIA H100 80GB HBM3", monkeypatch).workspace_bytes == 2 * 33 * 2**20
+    assert on_a_card("NVIDIA H100 80GB HBM3", monkeypatch, 5000).workspace_bytes == 10_000
+
+
+@pytest.mark.parametrize("gpu", all_gpus(), ids=lambda gpu: gpu.name)
+def test_every_entry_is_whole_and_plausible(gpu: Device) -> None:
+    assert gpu.source and gpu.memory_bytes and device_named(gpu.name) == gpu
+    half, single = gpu.flops_per_us[torch.float16], gpu.flops_per_us[torch.float32]
+    assert 1 <= half / single <= 10
+    assert 0.2 <= gpu.bytes_per_us / 1e6 <= 8  # TB/s
+    assert 20 <= half / gpu.bytes_per_us <= 600  # operations a byte
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_torch_can_be_asked_for_its_workspaces() -> None:
+    assert devices.blas_workspace_bytes() is not None
