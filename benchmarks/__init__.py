@@ -47,9 +47,13 @@ def write_results(
     facts: dict[str, Any],
     missed: Sequence[str],
     folder: Path,
+    made_by: str | None = None,
 ) -> None:
-    """``name.json`` and ``name.md`` in ``folder``, and the table on the terminal."""
-    save_results(name, rows, facts, missed, folder, rows)
+    """``name.json`` and ``name.md`` in ``folder``, and the table on the terminal.
+
+    ``made_by`` is the module that was run, with its arguments, where ``name`` does not say it.
+    """
+    save_results(name, rows, facts, missed, folder, rows, made_by)
     print_results(name, rows, missed)
 
 
@@ -60,12 +64,14 @@ def save_results(
     missed: Sequence[str],
     folder: Path,
     shown: Sequence[dict[str, Any]],
+    made_by: str | None = None,
 ) -> None:
     """``name.json`` with the rows, and ``name.md`` with the table of what is shown of them."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"environment": facts, "missed_goals": list(missed), "rows": list(rows)}
     (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n")
-    (folder / f"{name}.md").write_text(_markdown(name, shown, facts, missed))
+    text = _markdown(name, made_by or name, shown, facts, missed)
+    (folder / f"{name}.md").write_text(text)
 
 
 def print_results(name: str, shown: Sequence[dict[str, Any]], missed: Sequence[str]) -> None:
@@ -89,13 +95,17 @@ def _cell(value: Any) -> str:
 
 
 def _markdown(
-    name: str, rows: Sequence[dict[str, Any]], facts: dict[str, Any], missed: Sequence[str]
+    name: str,
+    made_by: str,
+    rows: Sequence[dict[str, Any]],
+    facts: dict[str, Any],
+    missed: Sequence[str],
 ) -> str:
     head = list(rows[0])
     lines = [
         f"# {name}",
         "",
-        f"Made by `python -m benchmarks.{name}`: "
+        f"Made by `python -m benchmarks.{made_by}`: "
         + ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
         + ".",
         "",

@@ -155,6 +155,29 @@ def _llama_1b() -> tuple[nn.Module, Inputs]:
     return transformers.LlamaForCausalLM(config), text(4, 2048, config.vocab_size)
 
 
+def _resnet_50() -> tuple[nn.Module, Inputs]:
+    """transformers' default ResNet has the depths of the paper's with 50 layers."""
+    config = transformers.ResNetConfig(
+        num_labels=CLASSES, problem_type="single_label_classification"
+    )
+    return transformers.ResNetForImageClassification(config), _photos(64)
+
+
+def _vit_large() -> tuple[nn.Module, Inputs]:
+    config = transformers.ViTConfig(
+        num_hidden_layers=24, hidden_size=1024, intermediate_size=4096, num_attention_heads=16,
+        num_labels=CLASSES, problem_type="single_label_classification",
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config), _photos(64)
+
+
+def _photos(batch: int) -> Inputs:
+    return {
+        "pixel_values": torch.randn(batch, 3, 224, 224),
+        "labels": torch.randint(0, CLASSES, (batch,)),
+    }
+
+
 def _issue(layers: int) -> tuple[nn.Module, Inputs]:
     return llama(layers, 256, 1024, 1000), text(4, 256, 1000)
 
@@ -183,6 +206,8 @@ WORKLOADS: dict[str, Workload] = {
         for layers in (8, 16, 24)
     },
     "gpt2-medium": Workload("GPT-2 medium, 8 x 1024, bf16", _gpt2_medium, torch.bfloat16, True),
+    "resnet-50": Workload("ResNet-50, 64 x 224, bf16", _resnet_50, torch.bfloat16, True),
+    "vit-l": Workload("ViT-L/16, 64 x 224, bf16", _vit_large, torch.bfloat16, True),
     "llama-1b": Workload("Llama 1.1B, 4 x 2048, bf16", _llama_1b, torch.bfloat16, True),
 }
 

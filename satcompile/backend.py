@@ -18,6 +18,7 @@ from satcompile import sparse_calls, torch_compat
 from satcompile.binding import BoundGraph, UnlimitedGraph
 from satcompile.compilation import Compilation, Planned
 from satcompile.errors import SatcompileError, UnsupportedError
+from satcompile.inductor import devices_of
 from satcompile.options import Options, parse, refuse_mode
 from satcompile.report import registry
 
@@ -109,9 +110,21 @@ def _refuse_sparse_gradients(gm: fx.GraphModule) -> None:
             )
 
 
+def _refuse_devices(gm: fx.GraphModule, options: Options) -> None:
+    """What is counted was checked on CPUs and CUDA alone."""
+    others = sorted({device.type for device in devices_of(gm)} - {"cpu", "cuda", "meta"})
+    if others and options.memory_budget is not None:
+        raise UnsupportedError(
+            f"memory_budget {options.memory_budget.text!r} was asked for a model on "
+            f"{' and '.join(others)}: what a step allocates there is not known. Budgets hold on CPUs "
+            "and on CUDA (NVIDIA; ROCm goes the same way, untried). Compile without a memory_budget."
+        )
+
+
 def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callable[..., Any]:
     """A graph of Dynamo's as a callable that keeps to the options."""
     _refuse_sparse_gradients(gm)
+    _refuse_devices(gm, options)
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
     if options.memory_budget is not None:
         _refuse_gathered([inputs[position] for position in parameters])

@@ -265,7 +265,7 @@ class BoundGraph:
         after: Stretch,
         example_inputs: Sequence[Any] | None = None,
     ) -> _Choice:
-        budget_bytes = self._budget(call.sizes, residency, example_inputs)
+        budget_bytes = self._budget(call.sizes, args, residency, example_inputs)
         if budget_bytes is None:  # a share of the default's peak, where there is no backward
             return _Choice(self.compilation.without_budget(args))
         beside = call.earlier_shares(), call.later_shares()
@@ -299,12 +299,21 @@ class BoundGraph:
         return figures is not None and room.peak_bytes_with(figures) <= room.limit_bytes
 
     def _budget(
-        self, sizes: Sizes, residency: Residency, example_inputs: Sequence[Any] | None
+        self,
+        sizes: Sizes,
+        args: Sequence[Any],
+        residency: Residency,
+        example_inputs: Sequence[Any] | None,
     ) -> int | None:
         # What was free is asked once, before we take it; a share is of the default's peak at
         # these sizes.
         key = sizes if self._asked.share is not None else ()
         if key not in self._budgets:
+            if self._asked.auto:
+                # What is still to come, of the resident, must find room in what is free.
+                trained = [args[position] for position in self._trained]
+                state_bytes = OPTIMIZERS.existing_bytes(trained)
+                residency = replace(residency, optimizer_state=state_bytes, workspaces=0)
             self._budgets[key] = self.compilation.budget_bytes(residency, sizes, example_inputs)
         return self._budgets[key]
 

@@ -459,13 +459,15 @@ class Compilation:
         self, residency: Residency, sizes: Sizes, example_inputs: Sequence[Any] | None
     ) -> int | None:
         """The budget as a number, for a step that is about to run; None for a share of the
-        default's peak where there is no backward to plan."""
+        default's peak where there is no backward to plan. With "auto", ``residency`` is of what is
+        there already."""
         asked = self.options.memory_budget
         assert asked is not None
         if asked.num_bytes is not None:
             return asked.num_bytes
         if asked.auto:
-            return residency.total_bytes + int(_free_bytes(self.device) * (1 - AUTO_MARGIN))
+            left_bytes = max(0, _free_bytes(self.device) - _segment_bytes(self.device))
+            return residency.total_bytes + int(left_bytes * (1 - AUTO_MARGIN))
         assert asked.share is not None
         default = self._plain._code_of_default(example_inputs)
         if not default.attempt.is_training:
@@ -499,6 +501,12 @@ def _free_bytes(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _segment_bytes(device: torch.device) -> int:
+    """What torch's allocator takes from a GPU's driver at a time for blocks of some MiB: in the last
+    segment most may stay free."""
+    return 20 * 2**20 if device.type == "cuda" else 0
 
 
 def first_limits(accept_bytes: int) -> tuple[int, int]:

@@ -6,8 +6,8 @@ do nothing, views share their block, and operators without an ``out=`` run on fa
 learn their results' sizes. Python's own reference counting then frees a block exactly where
 the real run would free the real one.
 
-Memory that an operator takes and returns inside one call is measured on the CPU
-(``satcompile.workspace``) and not seen on other devices.
+Memory that an operator takes and returns inside one call is measured by calling it
+(``satcompile.workspace``), but for operators with an ``out=``, of which the CPU's alone take any.
 """
 
 from __future__ import annotations
@@ -535,13 +535,15 @@ class _Operators:
                 self._add_workspace(args, kwargs)
             return out
         results = _run_fake(self._real, args, kwargs, self._log)
-        if self._on_cpu and _may_need_workspace(self._real):
+        is_there = self._on_cpu or torch.cuda.is_available()
+        if is_there and _may_need_workspace(self._real):
             self._add_workspace(args, kwargs)
         return results
 
     def _add_workspace(self, args: Any, kwargs: dict[str, Any]) -> None:
-        specs = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
-        num_bytes = workspace_bytes(self._real, *specs)
+        zeros, named = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
+        device_type = "cpu" if self._on_cpu else "cuda"
+        num_bytes = workspace_bytes(self._real, zeros, named, device_type)
         if num_bytes:  # taken and returned at once
             label, kind = _assigned_name() or str(self._real), _Kind("workspaces of operators")
             self._log.append(BlockEvent(num_bytes, label, kind=kind))

@@ -36,6 +36,7 @@ _MAKERS = frozenset(
 )  # fmt: skip
 # Where a CPU's graph has one of these, some operator's workspace was tried.
 _TRIED = ("torch.ops.", "aten.", "convolution", "mkldnn", "torch.bfloat16", "torch.float16")
+_TRIED_ON_GPU = ("convolution",)  # cuDNN takes another algorithm at another size
 
 GRIDS = (0, 4)  # with so many bits behind the leading one: powers of two, and 16 to the power
 
@@ -81,7 +82,8 @@ def _text_grows(source: str) -> bool:
     if len(calls) != 1:
         return False
     is_on_cpu = "empty_strided_cuda(" not in source
-    if is_on_cpu and any(word in ast.unparse(calls[0]) for word in _TRIED):
+    tried = _TRIED if is_on_cpu else _TRIED_ON_GPU
+    if any(word in ast.unparse(calls[0]) for word in tried):
         return False
     return all(_grows(node) for node in ast.walk(calls[0]))
 

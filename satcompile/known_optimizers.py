@@ -92,6 +92,15 @@ class KnownOptimizers:
             "free for it with the option 'reserve'",
         )
 
+    def existing_bytes(self, parameters: Iterable[torch.Tensor]) -> int:
+        """Of the state for these parameters that is there already."""
+        states = [
+            optimizer.state.get(parameter) or {}
+            for parameter in parameters
+            for optimizer in self.alive()
+        ]
+        return sum(_bytes_in(value) for state in states for value in state.values())
+
     # -- being told ------------------------------------------------------------------------
 
     def _tell(self, optimizer: torch.optim.Optimizer) -> None:

@@ -92,11 +92,12 @@ def _measure_cpu(fn: Callable[[], Any]) -> int:
             "measure_peak records with torch's profiler on the CPU, and a profiler is already "
             "running. Call measure_peak outside it."
         )
-    return replay(cpu_events(fn)).peak_bytes
+    return replay(allocator_events(fn)).peak_bytes
 
 
-def cpu_events(fn: Callable[[], Any]) -> list[Event]:
-    """Every allocation (+bytes) and free (-bytes) on the CPU while ``fn`` runs, in order.
+def allocator_events(fn: Callable[[], Any], device_type: str = "cpu") -> list[Event]:
+    """Every allocation (+bytes) and free (-bytes) while ``fn`` runs, in order; of the CPU, or of the
+    GPU as its allocator gives them out.
 
     A free of a block from before the window changes nothing that ``fn`` allocated, and the
     profiler may report it with a stale size: frees are matched to the window's own
@@ -111,7 +112,8 @@ def cpu_events(fn: Callable[[], Any]) -> list[Event]:
     }
     with quiet_profiler(), profile(**settings) as run:
         fn()
-    raw = sorted(_memory_records(run.profiler.kineto_results.experimental_event_tree()))
+    tree = run.profiler.kineto_results.experimental_event_tree()
+    raw = sorted(_memory_records(tree, device_type))
     alive: dict[int, int] = {}
     events: list[Event] = []
     for _, _, address, num_bytes in raw:
@@ -123,13 +125,13 @@ def cpu_events(fn: Callable[[], Any]) -> list[Event]:
     return events
 
 
-def _memory_records(tree: list[Any]) -> Iterator[tuple[int, int, int, int]]:
-    """(time, order of discovery, address, signed bytes) of every CPU memory event in a tree."""
+def _memory_records(tree: list[Any], device_type: str) -> Iterator[tuple[int, int, int, int]]:
+    """(time, order of discovery, address, signed bytes) of every memory event in a tree."""
     stack, order = list(tree), 0
     while stack:
         event = stack.pop()
         stack.extend(event.children)
-        if event.name == "[memory]" and event.extra_fields.device.type == "cpu":
+        if event.name == "[memory]" and event.extra_fields.device.type == device_type:
             fields = event.extra_fields
             order += 1
             yield event.start_time_ns, -order, fields.ptr, fields.alloc_size

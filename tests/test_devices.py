@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+from satcompile.backend import _refuse_devices
 from satcompile.cost import device as devices
 from satcompile.cost.device import Device, all_gpus, device_named, device_of
+from satcompile.errors import UnsupportedError
+from satcompile.options import parse
 
 # What drivers call cards, and the entry of each.
 NAMES = {
@@ -78,6 +82,17 @@ def test_every_entry_is_whole_and_plausible(gpu: Device) -> None:
     assert 1 <= half / single <= 10
     assert 0.2 <= gpu.bytes_per_us / 1e6 <= 8  # TB/s
     assert 20 <= half / gpu.bytes_per_us <= 600  # operations a byte
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_a_budget_on_a_device_that_was_never_counted_is_refused_by_name(kind: str) -> None:
+    graph = torch.fx.Graph()
+    with FakeTensorMode():
+        graph.placeholder("x").meta["example_value"] = torch.empty(4, device=kind)
+    module = torch.fx.GraphModule({}, graph)
+    _refuse_devices(module, parse({}))
+    with pytest.raises(UnsupportedError, match=f"'1GiB' was asked for a model on {kind}"):
+        _refuse_devices(module, parse({"memory_budget": "1GiB"}))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

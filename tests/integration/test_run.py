@@ -277,22 +277,22 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_budget_is_held_by_simulation_and_a_margin(
     device: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be followed must fit with a tenth more than its simulation says."""
+    """What cannot be followed must fit with a quarter more than its simulation says."""
     model, x = net(device), batch(device)
     default_bytes = default_peak(model, x)
-    budget_bytes = int(0.8 * default_bytes)
+    budget_bytes = int(0.9 * default_bytes)
     run = within(model, budget_bytes)
     with caplog.at_level("WARNING", "satcompile"):
         check_gradients(run, model, x)
-    assert "a form of tomorrow" in caplog.text and "10%" in caplog.text
+    assert "a form of tomorrow" in caplog.text and "25%" in caplog.text
     peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
     clear_gradients(model)
     graph = graph_of(model)
-    assert graph.prediction == "simulation and 10%" and "a form of tomorrow" in graph.notes[0]
+    assert graph.prediction == "simulation and 25%" and "a form of tomorrow" in graph.notes[0]
     assert graph.resident_bytes + peak_bytes <= graph.predicted_peak_bytes <= budget_bytes
     simulated_bytes = graph.timeline.peak_bytes - graph.resident_bytes
     step_bytes = graph.predicted_peak_bytes - graph.resident_bytes
-    assert step_bytes == pytest.approx(1.1 * simulated_bytes, abs=1)
+    assert step_bytes == pytest.approx(1.25 * simulated_bytes, abs=1)
     torch.compiler.reset()
     with pytest.raises(satcompile.BudgetError) as caught:
         within(model, int(0.3 * default_bytes))(x)

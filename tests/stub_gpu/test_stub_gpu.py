@@ -1,0 +1,93 @@
+"""What a first user on a GPU would meet, with torch's own CUDA stack over the stub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stub_gpu.stub import Stub
+
+SMALL_WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":0:0"}  # beside which small budgets mean something
+MIB = 2**20
+
+# By three, so that two processes have as much to do: a process imports torch for 10 seconds.
+GROUPS = (
+    ("dense", "dropout", "convolutions", "llama", "llama, bf16", "llama, autocast"),
+    ("llama, dynamic", "llama, deterministic", "llama, adapters", "llama, tied", "gpt2", "experts"),
+    (
+        "llama, updates in the backward", "llama, sparse", "reductions", "dense, memory planning",
+        "dense, combo kernels", "dense, cooperative", "dense, partitions",
+    ),
+)  # fmt: skip
+
+
+def check_prediction(found: dict[str, Any]) -> None:
+    """To the byte, but for what operators take inside: that is known in units of 512."""
+    name = found["case"]
+    assert found["prediction"] == "generated code" and not found["notes"], name
+    assert 0 <= found["predicted_bytes"] - found["requested_bytes"] <= 1024, name
+    assert found["allocated_bytes"] <= 1.01 * found["predicted_bytes"], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
+def test_predictions_are_what_is_requested(gpu: Stub, names: tuple[str, ...]) -> None:
+    found = gpu.run("walk", "-", *names)
+    assert [each["case"] for each in found] == list(names)
+    for each in found:
+        check_prediction(each)
+        assert each["workspace_bytes"] == 2 * (32 + 1) * MIB  # of a card with capability 9.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("share", "names"),
+    [("85% of default", ("dense", "llama, bf16", "llama, adapters")),
+     ("75% of default", ("dropout", "llama, autocast", "llama, updates in the backward"))],
+    ids=["85%", "75%"],
+)  # fmt: skip
+def test_budgets_hold_on_a_gpu(gpu: Stub, share: str, names: tuple[str, ...]) -> None:
+    for each in gpu.run("walk", share, *names, **SMALL_WORKSPACES):
+        check_prediction(each)
+        assert each["workspace_bytes"] == 0
+        assert each["resident_bytes"] + each["requested_bytes"] <= each["budget_bytes"]
+
+
+# The default takes 267 MB of a device that would be large enough.
+@pytest.mark.slow
+@pytest.mark.parametrize("segments", ["False", "True"], ids=["segments", "expandable"])
+@pytest.mark.parametrize("megabytes", [245, 190, 100])
+def test_a_device_that_is_too_small_for_the_default(
+    gpu: Stub, megabytes: int, segments: str
+) -> None:
+    settings = {
+        "STUB_BYTES": str(megabytes * 10**6),
+        "PYTORCH_ALLOC_CONF": f"expandable_segments:{segments}",
+    }
+    (found,) = gpu.run("short", "64", **settings)
+    assert found["ended"] == ("trained" if megabytes > 150 else "BudgetError")
+    if found["ended"] == "trained":
+        assert found["budget_bytes"] < found["total_bytes"] < found["default_bytes"]
+        assert found["predicted_bytes"] <= found["budget_bytes"]
+        assert found["reserved_bytes"] <= found["total_bytes"]
+
+
+@pytest.mark.slow
+def test_the_command_for_a_gpu_runs_to_its_end(gpu: Stub, tmp_path: Path) -> None:
+    """Times mean nothing there, and that is said."""
+    only = ("rates", "memory, gpt2-medium", "update")
+    (found,) = gpu.run("bench", "--output", str(tmp_path), "--only", *only)
+    assert found["exit_status"] in (0, 1)
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert "meaningless" in results["environment"]["times"]
+    assert [row["section"] for row in results["rows"]] == list(only)
+    assert all(row["result"].startswith("done") for row in results["rows"])
+
+
+@pytest.mark.slow
+def test_what_the_stub_has_not_ends_a_process_by_name(gpu: Stub) -> None:
+    with pytest.raises(AssertionError, match="stub GPU: cuMemcpyPeerAsync is not there"):
+        gpu.run("missing")
