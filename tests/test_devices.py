@@ -88,7 +88,9 @@ def test_every_entry_is_whole_and_plausible(gpu: Device) -> None:
 def test_a_budget_on_a_device_that_was_never_counted_is_refused_by_name(kind: str) -> None:
     graph = torch.fx.Graph()
     with FakeTensorMode():
-        graph.placeholder("x").meta["example_value"] = torch.empty(4, device=kind)
+        x = graph.placeholder("x")
+        x.meta["example_value"] = torch.empty(4, device=kind)
+    graph.output(x)
     module = torch.fx.GraphModule({}, graph)
     _refuse_devices(module, parse({}))
     with pytest.raises(UnsupportedError, match=f"'1GiB' was asked for a model on {kind}"):
