@@ -9,7 +9,7 @@ Steps are forward and backward, timed in alternation.
 Checked, with the exit status: what is requested is within 0.1% of what was predicted, and no budget is
 exceeded by what is requested.
 
-    python -m benchmarks.gpu.memory --model gpt2-medium [--shares 0.75 0.5] [--rounds 10]
+    python -m benchmarks.gpu.memory --model gpt2-medium [--shares 0.8 0.6] [--rounds 10]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from torch._functorch import config as functorch_config
 
 import satcompile
-from benchmarks import environment, write_results
+from benchmarks import environment, print_results, save_results
 from benchmarks.models import WORKLOADS, load
 from benchmarks.training import Variant, clear_gradients, function_of, measure_times, step
 from benchmarks.workloads import quiet_transformers
@@ -187,21 +187,33 @@ def missed_goals(found: Sequence[Measured]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=WORKLOADS, required=True)
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.75, 0.5])
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.6])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu"))
     asked = parser.parse_args(arguments)
     workload = WORKLOADS[asked.model]
     with quiet_transformers():
         model, inputs = load(workload, torch.device("cuda"))
-        found = list(variants(model, inputs, asked.shares))
+        found: list[Measured] = []
+        for one in variants(model, inputs, asked.shares):
+            found.append(one)
+            save(
+                found, workload.title, asked
+            )  # what was measured stays if a later one takes too long
         measure_times([one.variant for one in found if not one.note], asked.rounds)
-    missed = missed_goals(found)
-    facts = environment() | {"model": workload.title, "rounds": asked.rounds}
-    rows = [asdict(row) for row in rows_of(found)]
-    made_by = f"gpu.memory --model {asked.model}"
-    write_results(f"memory-{asked.model}", rows, facts, missed, asked.output, made_by)
+    rows, missed = save(found, workload.title, asked)
+    print_results(f"memory-{asked.model}", rows, missed)
     return 1 if missed else 0
+
+
+def save(
+    found: Sequence[Measured], title: str, asked: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[str]]:
+    rows, missed = [asdict(row) for row in rows_of(found)], missed_goals(found)
+    facts = environment() | {"model": title, "rounds": asked.rounds}
+    made_by = f"gpu.memory --model {asked.model}"
+    save_results(f"memory-{asked.model}", rows, facts, missed, asked.output, rows, made_by)
+    return rows, missed
 
 
 if __name__ == "__main__":
