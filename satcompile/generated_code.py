@@ -27,7 +27,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import Event, Profile, replay
-from satcompile.torch_compat import extern_kernels, fake_tensor_mode
+from satcompile.torch_compat import extern_kernels, fake_tensor_mode, incoming_gradients_stay
 from satcompile.workspace import Zeros, workspace_bytes
 
 _GENERATED = "<generated>"  # the file name of the text that we execute
@@ -118,6 +118,7 @@ class Tensor:
     strides: tuple[int, ...]
     dtype: torch.dtype
     offset: int = 0
+    on_cpu: bool = True
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
@@ -128,9 +129,27 @@ class Tensor:
     def item(self) -> _Unknown:
         return _Unknown()
 
-    def zero_(self) -> Tensor:
-        """A kernel's workspace of counters and semaphores is cleared before it starts."""
-        return self
+    def __getitem__(self, index: Any) -> Any:
+        return self._method(operator.getitem)(index)
+
+    def __getattr__(self, name: str) -> Any:
+        """Any other method. Of a workspace, parts are cleared before a kernel starts, and summed up
+        behind it."""
+        if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
+            raise AttributeError(f"a stand-in for a tensor has no {name!r}")
+        return self._method(getattr(torch.Tensor, name))
+
+    def _method(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        assert self.block is not None
+        log, on_cpu = self.block._log, self.on_cpu
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = _run_fake(method, (self, *args), kwargs, log, on_cpu)
+            if isinstance(result, Tensor) and result.block is not self.block:
+                _add_workspace(method, (self, *args), kwargs, log, on_cpu)
+            return result
+
+        return call
 
     def fake(self) -> torch.Tensor:
         span = storage_elements(self.shape, self.strides) + self.offset
@@ -375,7 +394,7 @@ def _walk_path(
         return StepWalk(walked_forward, [], 0, unit_bytes)
     by_name = dict(zip(forward.outputs, results, strict=True))
     args: list[Any] = []
-    roots: list[Tensor] = []  # ``loss.backward()`` holds the loss's gradient until it returns
+    roots: list[Tensor] = []  # held until the backward returns, by ``loss.backward()`` or by torch
     for spec in backward.inputs:
         if not isinstance(spec, TensorSpec):
             args.append(spec)
@@ -384,7 +403,8 @@ def _walk_path(
         else:
             args.append(_resident_input(spec, log, label="incoming gradient"))
             _call_it("incoming gradients", args[-1:])
-            if spec.hints[: len(spec.shape)] == (1,) * len(spec.shape):
+            is_of_loss = spec.hints[: len(spec.shape)] == (1,) * len(spec.shape)
+            if is_of_loss or incoming_gradients_stay():
                 roots.append(args[-1])
     by_name.clear()
     results = []
@@ -534,20 +554,27 @@ class _Operators:
             if self._on_cpu and isinstance(out, Tensor) and out.dtype in _HALF:
                 self._add_workspace(args, kwargs)
             return out
-        results = _run_fake(self._real, args, kwargs, self._log)
-        is_there = self._on_cpu or torch.cuda.is_available()
-        if is_there and _may_need_workspace(self._real):
+        results = _run_fake(self._real, args, kwargs, self._log, self._on_cpu)
+        if _may_need_workspace(self._real):
             self._add_workspace(args, kwargs)
         return results
 
     def _add_workspace(self, args: Any, kwargs: dict[str, Any]) -> None:
-        zeros, named = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
-        device_type = "cpu" if self._on_cpu else "cuda"
-        num_bytes = workspace_bytes(self._real, zeros, named, device_type)
-        if num_bytes:  # taken and returned at once
-            label, kind = _assigned_name() or str(self._real), _Kind("workspaces of operators")
-            self._log.append(BlockEvent(num_bytes, label, kind=kind))
-            self._log.append(BlockEvent(-num_bytes, label, kind=kind))
+        _add_workspace(self._real, args, kwargs, self._log, self._on_cpu)
+
+
+def _add_workspace(
+    op: Any, args: Any, kwargs: dict[str, Any], log: list[BlockEvent], on_cpu: bool
+) -> None:
+    """What a call takes inside and gives back at once; on a GPU only where there is one to ask."""
+    if not on_cpu and not torch.cuda.is_available():
+        return
+    zeros, named = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
+    num_bytes = workspace_bytes(op, zeros, named, "cpu" if on_cpu else "cuda")
+    if num_bytes:
+        label, kind = _assigned_name() or str(op), _Kind("workspaces of operators")
+        log.append(BlockEvent(num_bytes, label, kind=kind))
+        log.append(BlockEvent(-num_bytes, label, kind=kind))
 
 
 # In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
@@ -571,7 +598,9 @@ def _as_zeros(value: Any) -> Any:
     return Zeros(value.shape, value.strides, value.dtype) if _is_tensor(value) else value
 
 
-def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[BlockEvent]) -> Any:
+def _run_fake(
+    op: Any, args: Any, kwargs: Mapping[str, Any], log: list[BlockEvent], on_cpu: bool
+) -> Any:
     """What ``op`` returns, as blocks: shared with an argument where it shares storage."""
     owners: dict[int, Block | None] = {}
     label = _assigned_name() or str(op)
@@ -595,6 +624,7 @@ def _run_fake(op: Any, args: Any, kwargs: Mapping[str, Any], log: list[BlockEven
             tuple(value.stride()),
             value.dtype,
             int(value.storage_offset()),
+            on_cpu,
         )
 
     with fake_tensor_mode(allow_non_fake_inputs=True), torch.no_grad():
@@ -619,13 +649,16 @@ def _stand_ins(log: list[BlockEvent], on_cpu: bool) -> dict[str, Any]:
     def empty(shape: Any, strides: Any, dtype: torch.dtype, *rest: Any) -> Tensor:
         shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
         num_bytes = storage_elements(shape, strides) * dtype.itemsize
-        return Tensor(Block(num_bytes, _assigned_name(), log), shape, strides, dtype)
+        block = Block(num_bytes, _assigned_name(), log)
+        return Tensor(block, shape, strides, dtype, on_cpu=on_cpu)
 
     def empty_strided(shape: Any, strides: Any, *, dtype: torch.dtype, **rest: Any) -> Tensor:
         return empty(shape, strides, dtype)
 
     def reinterpret(base: Tensor, shape: Any, strides: Any, offset: int = 0) -> Tensor:
-        return Tensor(base.block, tuple(shape), tuple(strides), base.dtype, int(offset))
+        return Tensor(
+            base.block, tuple(shape), tuple(strides), base.dtype, int(offset), base.on_cpu
+        )
 
     allocators = ("cpu", "cpu_pinned", "cuda", "xpu", "mtia")
     return {

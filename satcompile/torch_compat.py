@@ -1002,6 +1002,18 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return bool(torch.ops.aten.is_non_overlapping_and_dense.default(tensor))
 
 
+def incoming_gradients_stay() -> bool:
+    """Whether what comes into a compiled backward is alive until it returns. Up to 2.11 AOTAutograd's
+    runtime holds it; from 2.13 on the generated code lets it go. 2.11, 2.13, 2.14."""
+    return _version() < (2, 12)
+
+
+@functools.cache
+def _version() -> tuple[int, int]:
+    major, minor, *_ = torch.__version__.split(".")
+    return int(major), int(minor)
+
+
 def current_backward_node() -> Any:
     """The autograd node whose backward runs in this thread. 2.11, 2.13."""
     return torch._C._current_autograd_node()

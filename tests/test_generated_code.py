@@ -379,6 +379,7 @@ def partition_1(args):
     args.clear()
     workspace = empty_strided_cuda((3, ), (1, ), torch.uint8)
     workspace.zero_()
+    workspace[0 : 1].view(1, 1).sum(dim=0)
     buf1 = copy_if_misaligned(buf0)
     assert_size_stride_grouped((buf0, buf1), ((100, ), (100, )), ((1, ), (1, )))
     assert_tensor_metadata(buf1, (100, ), (1, ), torch.float32)
@@ -403,6 +404,28 @@ return (buf1, )
         "Runner(partitions=[])", "Runner(partitions=[partition_0, partition_1])"
     )
     walk = walk_step(GeneratedGraph(source, [X], ("buf1",)).at_hints(), None, 1)
-    assert walk.peak_bytes == 400 + 3  # to the byte, as it is asked for
-    assert walk.figures.peak_bytes == 512 + 512  # as a GPU's allocator gives it out
+    assert walk.peak_bytes == 400 + 3 + 8  # to the byte, as it is asked for
+    assert walk.figures.peak_bytes == 3 * 512  # as a GPU's allocator gives it out
     assert (walk.figures.held_bytes, walk.held_bytes) == (512, 400)
+
+
+def test_parts_of_a_workspace_are_summed_up_behind_a_kernel():
+    """As two reductions in different orders make it, fused into one kernel."""
+    walk = walked(
+        """
+        workspace_0 = empty_strided_cuda((2048, ), (1, ), torch.float32)
+        triton_fused_0(workspace_0)
+        buf0 = workspace_0[0 * 8 * 128 : (0 + 1) * 8 * 128].view(8, 128).sum(dim=0)
+        buf1 = workspace_0[1 * 8 * 128 : (1 + 1) * 8 * 128].view(8, 128).sum(dim=0)
+        del workspace_0
+        return (buf0, buf1, )
+        """.replace("triton_fused_0", "cpp_fused_relu_0"),
+        outputs=("buf0", "buf1"),
+    )
+    forward, _ = walk.profiles()
+    assert (forward.peak_bytes, forward.end_bytes) == (8192 + 512 + 512, 1024)
+
+
+def test_an_attribute_that_tensors_do_not_have_is_unreadable():
+    with pytest.raises(UnreadableCode, match="no_such_method"):
+        walked("buf0 = empty_strided_cpu((4, ), (1, ), torch.float32).no_such_method()")
