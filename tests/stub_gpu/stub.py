@@ -12,7 +12,6 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = os.environ.get("SATCOMPILE_CUDA_PYTHON", "")
-_CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class Stub:
 
 
 def build(folder: Path) -> Stub:
-    """Compile driver and NVML, with the headers of torch's own packages and of the toolkit."""
+    """Compile driver and NVML, with the headers of torch's own packages and the two beside them."""
     packages = _packages_of(PYTHON)
     include = packages / "nvidia" / "cu13" / "include"
     compiler = [os.environ.get("CXX", "g++"), "-O1", "-w", "-fPIC", "-shared"]
     _run(
-        [*compiler, "-std=c++17", f"-I{include}", f"-I{_CUDA / 'include'}", str(HERE / "fake_cuda.cpp"),
+        [*compiler, "-std=c++17", f"-I{include}", f"-I{include / 'cccl'}", str(HERE / "fake_cuda.cpp"),
          "-o", str(folder / "libcuda.so.1"), "-ldl"]
     )  # fmt: skip
     _run([*compiler, "-xc", str(HERE / "fake_nvml.c"), "-o", str(folder / "libnvidia-ml.so.1")])
