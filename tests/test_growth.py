@@ -87,13 +87,19 @@ def test_what_may_shrink(extent: str) -> None:
     "line",
     [
         "buf1 = torch.ops.aten._scaled_dot_product_flash_attention.default(x, x, x)",
-        "buf1 = extern_kernels.convolution(x, x, stride=(1, 1), bias=None)",
         "buf1 = torch.ops.satcompile.update_.default(x, x, 0)",
     ],
 )
-def test_operators_that_grow_do_where_their_workspace_is_not_tried(line: str) -> None:
+def test_operators_that_grow_do_where_their_workspace_grows_too(line: str) -> None:
+    """An attention's on a GPU does; on the CPU nothing is said of workspaces that were tried."""
     assert grows_with_sizes(code("s0", "cuda", line))
     assert not grows_with_sizes(code("s0", "cpu", line))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_convolutions_may_take_another_algorithm_at_another_size(device: str) -> None:
+    line = "buf1 = extern_kernels.convolution(x, x, stride=(1, 1), bias=None)"
+    assert not grows_with_sizes(code("s0", device, line))
 
 
 @pytest.mark.parametrize(

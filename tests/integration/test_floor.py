@@ -19,7 +19,7 @@ from tests.zoo import build
 
 KINDS = {
     "parameters", "gradients", "optimizer state", "inputs", "outputs", "saved for backward",
-    "temporaries", "other graphs of the step", "reserve",
+    "temporaries", "other graphs of the step", "reserve", "workspaces of matrix products",
 }  # fmt: skip
 
 

@@ -22,8 +22,10 @@ class Stub:
 
     def environment(self, **settings: str) -> dict[str, str]:
         library = str(self.folder / "libcuda.so.1")
+        inherited = dict(os.environ)
+        inherited.pop("CUBLAS_WORKSPACE_CONFIG", None)  # set for the tests of this process
         return {
-            **os.environ,
+            **inherited,
             "STUB_LIBRARY": library,
             "LD_PRELOAD": library,
             "LD_LIBRARY_PATH": str(self.folder),
