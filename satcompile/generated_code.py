@@ -108,6 +108,10 @@ class _Unknown:
     def __bool__(self) -> bool:
         return _path.get().decide()
 
+    def __eq__(self, other: object) -> bool:
+        # Python's own answer would be no, and one path of several be walked.
+        raise UnreadableCode("a value of a tensor is compared")
+
 
 @dataclass(slots=True)
 class Tensor:
@@ -389,7 +393,7 @@ def _walk_path(
     walked_forward = list(log)
     log.clear()
     texts = [graph.source for graph in (forward, backward) if graph is not None]
-    unit_bytes = 1 if all(map(_is_on_cpu, texts)) else CUDA_UNIT_BYTES
+    unit_bytes = 1 if all(map(runs_on_cpu, texts)) else CUDA_UNIT_BYTES
     if backward is None:
         return StepWalk(walked_forward, [], 0, unit_bytes)
     by_name = dict(zip(forward.outputs, results, strict=True))
@@ -441,7 +445,7 @@ def _call(graph: GeneratedGraph, args: list[Any], log: list[BlockEvent]) -> list
         raise UnreadableCode(f"{type(error).__name__}: {error}") from error
 
 
-def _is_on_cpu(source: str) -> bool:
+def runs_on_cpu(source: str) -> bool:
     return "empty_strided_cuda(" not in source
 
 
@@ -449,7 +453,7 @@ def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequ
     """The module's ``call``, with kernels, allocations and operators replaced by stand-ins."""
     module = _read(source)
     namespace = dict(module.namespace)
-    namespace.update(_stand_ins(log, _is_on_cpu(source)))
+    namespace.update(_stand_ins(log, runs_on_cpu(source)))
     for code in (*module.functions.values(), module.runner):
         exec(code, namespace)
     if not module.is_class:

@@ -18,7 +18,7 @@ from typing import Any
 
 import sympy
 
-from satcompile.generated_code import GeneratedGraph, ScalarSpec, TensorSpec
+from satcompile.generated_code import GeneratedGraph, ScalarSpec, TensorSpec, runs_on_cpu
 
 _GROWING = (ast.Add, ast.Mult, ast.FloorDiv)
 _DECIDING = (ast.Compare, ast.BoolOp, ast.IfExp, ast.If, ast.While, ast.For)
@@ -81,8 +81,7 @@ def _text_grows(source: str) -> bool:
     ]
     if len(calls) != 1:
         return False
-    is_on_cpu = "empty_strided_cuda(" not in source
-    tried = _TRIED if is_on_cpu else _TRIED_ON_GPU
+    tried = _TRIED if runs_on_cpu(source) else _TRIED_ON_GPU
     if any(word in ast.unparse(calls[0]) for word in tried):
         return False
     return all(_grows(node) for node in ast.walk(calls[0]))

@@ -95,11 +95,10 @@ class KnownOptimizers:
     def existing_bytes(self, parameters: Iterable[torch.Tensor]) -> int:
         """Of the state for these parameters that is there already."""
         states = [
-            optimizer.state.get(parameter) or {}
-            for parameter in parameters
-            for optimizer in self.alive()
+            optimizer.state.get(parameter) for parameter in parameters for optimizer in self.alive()
         ]
-        return sum(_bytes_in(value) for state in states for value in state.values())
+        found = (state for state in states if isinstance(state, dict))
+        return sum(_bytes_in(value) for state in found for value in state.values())
 
     # -- being told ------------------------------------------------------------------------
 

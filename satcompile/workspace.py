@@ -40,7 +40,8 @@ def workspace_bytes(
         0 while the user's own profiler runs: two cannot record at once.
     """
     how = torch.get_num_threads() if device_type == "cpu" else torch.backends.cudnn.benchmark
-    key = (str(op), repr(args), repr(sorted(kwargs.items())), device_type, how)
+    is_exact = torch.are_deterministic_algorithms_enabled()  # an attention's takes less then
+    key = (str(op), repr(args), repr(sorted(kwargs.items())), device_type, how, is_exact)
     if key not in _measured:
         if profiler_is_active():
             log.warning("a profiler is running: workspaces of operators are not counted")

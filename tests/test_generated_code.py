@@ -367,6 +367,12 @@ def test_a_size_that_comes_from_a_value_is_unreadable():
         )
 
 
+@pytest.mark.parametrize("condition", ["primals_1.item() == 0", "primals_1.item() != 0"])
+def test_a_branch_by_a_comparison_is_unreadable(condition: str):
+    with pytest.raises(UnreadableCode, match="is compared"):
+        walk_step(branching(condition), None, 1)
+
+
 PARTS = """
 def partition_0(args):
     primals_1, = args
