@@ -10,6 +10,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import satcompile
+from satcompile import compilation
 from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.residency import measure_residency
 
@@ -102,3 +104,29 @@ def test_state_that_grows_later_is_counted_before_the_next_forward(layer: torch.
         assert _counted(layer) == 0
     _step(layer, optimizer)
     assert _counted(layer) == sum(p.nbytes for p in layer.parameters())
+
+
+def test_state_that_is_still_to_come_does_not_exist_yet(layer: torch.nn.Linear) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters())
+    parameters = list(layer.parameters())
+    assert (
+        measure_residency(parameters).optimizer_state > OPTIMIZERS.existing_bytes(parameters) == 0
+    )
+    layer(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    assert OPTIMIZERS.existing_bytes(parameters) == _state_bytes(optimizer) > 0
+
+
+def test_auto_leaves_room_for_state_that_is_still_to_come(
+    layer: torch.nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was counted on top of what is free was more than there is."""
+    monkeypatch.setattr(compilation, "_free_bytes", lambda device: 1_000_000)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    run = torch.compile(layer, backend="sat", options={"memory_budget": "auto"})
+    x = torch.ones(2, 8)
+    run(x).sum().backward()
+    graph = satcompile.report(run).graphs[0]
+    assert graph.resident["optimizer_state"] > 0 == len(optimizer.state)
+    there_bytes = graph.resident["parameters"] + graph.resident["inputs"]
+    assert graph.budget_bytes == there_bytes + int(1_000_000 * (1 - compilation.AUTO_MARGIN))
