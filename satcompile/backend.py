@@ -139,7 +139,7 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
     if not planned.attempt.is_training:
         if options.sparsity is None or not options.sparsity.is_forward_sparse:
             return planned.compiled  # an inference graph: nothing is saved, nothing to plan
-        return lambda *args: sparse_calls.run(planned, args)
+        return sparse_calls.forward_of(planned)
     _warn_of_recompile_limit()
     registry.add(record)
     return bound

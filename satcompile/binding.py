@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -27,6 +28,7 @@ from satcompile.compilation import (
     trained_positions,
 )
 from satcompile.errors import BudgetError
+from satcompile.generated_code import Figures
 from satcompile.inductor import BY_CODE
 from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.optimizers.in_backward import LEDGER
@@ -43,7 +45,7 @@ from satcompile.shares import (
     step_peak_bytes,
 )
 from satcompile.sizes import format_bytes
-from satcompile.steps import STEPS, Call, Step
+from satcompile.steps import STEPS, Alone, Beside, Call, Step
 from satcompile.torch_compat import planning_for
 
 log = logging.getLogger("satcompile")
@@ -56,24 +58,40 @@ class _Choice:
     """What was decided for a call, to be found again while nothing has changed."""
 
     planned: Planned
-    make_share: Callable[[], Share | None] | None = None  # made where the step has other calls
-    make_report: Callable[[], GraphReport] | None = None
+    forward: Callable[..., Any]
+    figures: Callable[[], Figures | None] | None = None
+    residency: Residency | None = None
+    make_report: Callable[[_Choice], GraphReport] | None = None
+    _share: Share | None = None
 
     @cached_property
     def report(self) -> GraphReport | None:
         """Made when somebody asks: there may be thousands of choices."""
-        return None if self.make_report is None else self.make_report()
+        return None if self.make_report is None else self.make_report(self)
+
+    def share(self) -> Share | None:
+        """Made where the step has other calls."""
+        if self._share is None and self.figures is not None and self.residency is not None:
+            figures = self.figures()
+            self._share = None if figures is None else Share(self.residency, figures)
+        return self._share
 
 
-@dataclass(frozen=True)
-class _Lasting:
-    """What of a call's surroundings stays from step to step."""
+@dataclass
+class _Place:
+    """A graph's place in a step, with what of its surroundings stays from step to step.
+
+    Attributes:
+        residency: but for the inputs.
+        counted: what that counts.
+        latest: what was decided here last, and for what.
+    """
 
     residency: Residency
-    counted: list[int]
+    counted: frozenset[int]
+    latest: tuple[Any, _Choice] | None = None
 
 
-_Beside = tuple[tuple[Share, ...], tuple[Share, ...]]  # the other calls, before and after
 _numbers = itertools.count()
 
 
@@ -96,7 +114,7 @@ class UnlimitedGraph:
         choice = self._choice(args)
         self._record.decided = choice
         self._record.observe(args)
-        results = sparse_calls.run(choice.planned, args)
+        results = choice.forward(*args)
         LEDGER.flew(args, self._trained, results)
         return results
 
@@ -114,10 +132,11 @@ class UnlimitedGraph:
                 return self._choices[updates]  # exact: what is not handed over is returned
             compilation = self._compilation.with_updates(updates)
             planned = compilation.without_budget(example_inputs)
-            self._choices[updates] = choice = _Choice(planned)
+            self._choices[updates] = choice = _Choice(planned, sparse_calls.forward_of(planned))
             if planned.attempt.is_training:
-                choice.make_report = self._report_maker(planned, measure_residency(args))
-                journal.tell(planned, compilation, choice.make_report)
+                make = self._report_maker(planned, measure_residency(args))
+                choice.make_report = lambda _: make()
+                journal.tell(planned, compilation, make)
         return self._choices[updates]
 
     def _report_maker(self, planned: Planned, residency: Residency) -> Callable[[], GraphReport]:
@@ -147,8 +166,7 @@ class BoundGraph:
         self.plans: list[Planned] = []
         self.last_step: Step | None = None
         self._choices: dict[Any, _Choice] = {}
-        self._latest: tuple[Any, _Choice] | None = None
-        self._lasting: dict[Any, _Lasting] = {}
+        self._places: dict[Any, _Place] = {}
         self._budgets: dict[Sizes, int | None] = {}
         self._number = next(_numbers)
         self._trained = trained_positions(inputs)
@@ -172,8 +190,7 @@ class BoundGraph:
         call = STEPS.begin(self, inputs, self._instance(trained))
         call.sizes = self.compilation.first_sizes
         try:
-            known = set(call.step.seen)
-            residency = measure_residency(inputs, known)
+            residency = measure_residency(inputs, call.step.counted)
             self._offered(inputs)
             before, after = call.before(), call.after()
             return self._choose(call, inputs, residency, before, after, inputs).planned
@@ -182,13 +199,22 @@ class BoundGraph:
 
     def __call__(self, *args: Any) -> Any:
         trained = [args[position] for position in self._trained]
-        call = STEPS.begin(self, args, self._instance(trained))
+        who = self._instance(trained)
+        alone = self._alone_as_before(args, trained, who)
+        if alone is not None:
+            self.record.decided = alone.decided
+            self.record.observe(args)
+            results = alone.decided.forward(*args)
+            STEPS.opened_alone(alone, results)
+            LEDGER.flew(args, self._trained, results)
+            return results
+        call = STEPS.begin(self, args, who)
         try:
             choice = self._choice(call, args, trained)
-            call.share = choice.make_share
+            call.share = choice.share
             self.record.decided = choice
             self.record.observe(args)
-            results = sparse_calls.run(choice.planned, args)
+            results = choice.forward(*args)
         except BaseException:  # an interrupt, too, leaves nothing that this call would hold
             STEPS.failed(call)
             raise
@@ -200,53 +226,84 @@ class BoundGraph:
         """Whose forward this is: a parameter in front and one at the end tell instances apart."""
         return (self._number, id(trained[0]), id(trained[-1])) if trained else (self._number,)
 
+    def _alone_as_before(
+        self, args: Sequence[Any], trained: Sequence[torch.Tensor], who: tuple[int, ...]
+    ) -> Alone | None:
+        """The call, where no other is under way and it was decided before what such a one runs: the
+        way of most calls, in a third of the time. None for any that needs a closer look."""
+        if not STEPS.is_idle() or self.last_step is not None:
+            return None
+        place = self._places.get((who, 0, gradient_bytes(trained), OPTIMIZERS.version))
+        if place is None:
+            return None
+        symbols = self.compilation.symbols
+        sizes = tuple([int(args[position]) for position in symbols]) if symbols else ()
+        inputs = [args[position] for position in self._passing]
+        storages = [tensor.untyped_storage() for tensor in inputs]
+        addresses = {storage._cdata for storage in storages}
+        if len(addresses) < len(inputs) or not place.counted.isdisjoint(addresses):
+            return None  # some are one memory
+        input_bytes = sum([storage.nbytes() for storage in storages])
+        key = (sizes, input_bytes, place.residency, NO_CALLS, NO_CALLS, self._offered(args))
+        if place.latest is not None and place.latest[0] == key:
+            choice = place.latest[1]
+        elif key in self._choices:
+            choice = self._choices[key]
+            place.latest = key, choice
+        else:
+            return None
+        return Alone(self, who, sizes, place, choice, [ref(tensor) for tensor in inputs])
+
     def _choice(self, call: Call, args: Sequence[Any], trained: Sequence[torch.Tensor]) -> _Choice:
-        call.sizes = tuple([int(args[position]) for position in self.compilation.symbols])
+        step, symbols = call.step, self.compilation.symbols
+        call.sizes = tuple([int(args[position]) for position in symbols]) if symbols else ()
         gradients = gradient_bytes(trained)
-        lasting = self._lasting_of(call, args, gradients)
-        call.step.seen.update(lasting.counted)
-        call.counted, call.lasting = lasting.counted, lasting.residency
+        place = self._places.get((call.who, call.trail, gradients, OPTIMIZERS.version))
+        if place is None:
+            place = self._new_place(call, args, gradients)
+        step.count(call, place.counted)
+        call.lasting = place.residency
         if call.is_repeated and gradients:
-            counted_bytes = call.step.gradient_bytes_of(call.who)  # this one's, too
+            counted_bytes = step.gradient_bytes_of(call.who)  # this one's, too
             call.lasting += Residency(gradients=max(0, gradients - counted_bytes))
-        borrowed_bytes = call.step.borrowed_bytes
-        input_bytes = sum([call.step.new_bytes(args[position]) for position in self._passing])
-        call.borrowed_bytes = call.step.borrowed_bytes - borrowed_bytes
+        borrowed_bytes = step.borrowed_bytes
+        input_bytes = sum([step.new_bytes(args[position]) for position in self._passing])
+        call.borrowed_bytes = step.borrowed_bytes - borrowed_bytes
         updates = self._offered(args)
         before, after = call.before(), call.after()
         # What lasts is known by its figures: the same bytes of another call are as good.
         key = (call.sizes, input_bytes, call.lasting, before, after, updates)
-        if self._latest is not None and self._latest[0] == key:  # cheaper than a hash
-            return self._latest[1]
+        if place.latest is not None and place.latest[0] == key:  # cheaper than a hash
+            return place.latest[1]
         if key not in self._choices:
             if len(self._choices) >= _MOST_CHOICES:
                 self._choices.clear()
             residency = call.lasting.with_inputs(input_bytes)
             self._choices[key] = self._choose(call, args, residency, before, after)
-        self._latest = key, self._choices[key]
+        place.latest = key, self._choices[key]
         return self._choices[key]
 
-    def _lasting_of(self, call: Call, args: Sequence[Any], gradients: int) -> _Lasting:
-        """What is resident but for the inputs, which is others only if something happened."""
-        key = (call.who, call.trail, gradients, OPTIMIZERS.version)
-        if key not in self._lasting:
-            if len(self._lasting) >= _MOST_CHOICES:
-                self._lasting.clear()
-            known = set(call.step.seen)
-            stays = [a for i, a in enumerate(args) if i not in set(self._passing)]
-            found = measure_residency(stays, known)
-            # Torch marks what lasts when it compiles, in the instance for which it does.
-            residency = replace(found, parameters=found.parameters + found.inputs, inputs=0)
-            self._lasting[key] = _Lasting(residency, list(known - call.step.seen))
-        return self._lasting[key]
+    def _new_place(self, call: Call, args: Sequence[Any], gradients: int) -> _Place:
+        """With what is resident there, which is others only if something happened."""
+        if len(self._places) >= _MOST_CHOICES:
+            self._places.clear()
+        counted = call.step.counted
+        known = set(counted)
+        stays = [a for i, a in enumerate(args) if i not in set(self._passing)]
+        found = measure_residency(stays, known)
+        # Torch marks what lasts when it compiles, in the instance for which it does.
+        residency = replace(found, parameters=found.parameters + found.inputs, inputs=0)
+        place = _Place(residency, frozenset(known - counted))
+        self._places[call.who, call.trail, gradients, OPTIMIZERS.version] = place
+        return place
 
     def _offered(self, args: Sequence[Any]) -> frozenset[int]:
         """Gradients that the backward may hand to their optimizer; from now on planned for."""
         offer = LEDGER.offer(args, self._trained)
-        self.record.withheld, updates = offer.withheld, offer.positions
-        if updates != self.compilation.updates:
-            self._switch_to(updates)
-        return updates
+        self.record.withheld = offer.withheld
+        if offer.positions != self.compilation.updates:
+            self._switch_to(offer.positions)
+        return offer.positions
 
     def _switch_to(self, updates: frozenset[int]) -> None:
         """From now on plan for backwards that hand over the gradients of these inputs."""
@@ -267,34 +324,46 @@ class BoundGraph:
     ) -> _Choice:
         budget_bytes = self._budget(call.sizes, args, residency, example_inputs)
         if budget_bytes is None:  # a share of the default's peak, where there is no backward
-            return _Choice(self.compilation.without_budget(args))
-        beside = call.earlier_shares(), call.later_shares()
+            planned = self.compilation.without_budget(args)
+            return _Choice(planned, sparse_calls.forward_of(planned))
+        beside = call.beside()
         if self._asked.share is not None:
             before = after = NO_CALLS  # each graph has its own default
-            beside = (), ()
+            beside = Beside()
         room = Room(before, after, residency, budget_bytes, self.compilation.options.reserve)
-        planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
-        if planned is None:
+        found = self._plan_that_holds(room, call.sizes)
+        if found is not None:
+            planned = found
+        else:
             with journal.refusals(self.compilation):
                 planned, room, beside = self._another_plan(call, room, beside, example_inputs)
         if self._asked.share is not None:
             known_bytes = self.record.granted.get(self._asked.share, 0)
             self.record.granted[self._asked.share] = max(known_bytes, budget_bytes)
-        symbols, sizes = self.compilation.symbols, call.sizes
-        make_share = cache(partial(_share_of, planned, symbols, sizes, residency))
-        choice = _Choice(planned, make_share)
+        choice = _Choice(
+            planned,
+            sparse_calls.forward_of(planned),
+            partial(planned.figures_at, self.compilation.symbols, call.sizes),
+            residency,
+        )
         if planned.attempt.is_training:
-            choice.make_report = partial(self._report, call, planned, room, beside, make_share)
-            self.record.decided = choice
-            journal.tell(planned, self.compilation, choice.make_report)
+            choice.make_report = partial(self._report, call, room, beside)
+            if not planned.is_told:
+                self.record.decided = choice
+                journal.tell(planned, self.compilation, partial(choice.make_report, choice))
         return choice
+
+    def _plan_that_holds(self, room: Room, sizes: Sizes) -> Planned | None:
+        """The fastest one; None without any."""
+        return next((p for p in self.plans if self._holds(p, room, sizes)), None)
 
     def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
         if planned.attempt.updates != self.compilation.updates:
             return False
-        bounds = planned.bounds_at(self.compilation.symbols, sizes)
-        if any(room.peak_bytes_with(bound) <= room.limit_bytes for bound in bounds):
-            return True
+        if not planned.knows_figures_at(sizes):
+            bounds = planned.bounds_at(self.compilation.symbols, sizes)
+            if any(room.peak_bytes_with(bound) <= room.limit_bytes for bound in bounds):
+                return True
         figures = planned.figures_at(self.compilation.symbols, sizes)
         return figures is not None and room.peak_bytes_with(figures) <= room.limit_bytes
 
@@ -318,8 +387,8 @@ class BoundGraph:
         return self._budgets[key]
 
     def _another_plan(
-        self, call: Call, room: Room, beside: _Beside, example_inputs: Sequence[Any] | None
-    ) -> tuple[Planned, Room, _Beside]:
+        self, call: Call, room: Room, beside: Beside, example_inputs: Sequence[Any] | None
+    ) -> tuple[Planned, Room, Beside]:
         """A plan for what none fits, and the room as it is with it. Of a small batch, whose peak is its
         gradients, no plan may be within a share of the default's: it gets as much as a larger one
         was granted before, so that no run ends at the last batch of its data."""
@@ -332,19 +401,19 @@ class BoundGraph:
                 raise
         room = replace(room, budget_bytes=granted_bytes)
         self._budgets[call.sizes] = granted_bytes
-        planned = next((p for p in self.plans if self._holds(p, room, call.sizes)), None)
+        planned = self._plan_that_holds(room, call.sizes)
         if planned is not None:
             return planned, room, beside
         return self._plan(call, room, beside, example_inputs)
 
     def _plan(
-        self, call: Call, room: Room, beside: _Beside, example_inputs: Sequence[Any] | None
-    ) -> tuple[Planned, Room, _Beside]:
+        self, call: Call, room: Room, beside: Beside, example_inputs: Sequence[Any] | None
+    ) -> tuple[Planned, Room, Beside]:
         """Another plan, and the room as it is with it."""
         if example_inputs is None:
             self._announce(call, room)
-        if beside[1] and call.position == 0:
-            return self._plan_whole_step(call, room, beside[1])
+        if beside.later and call.position == 0:
+            return self._plan_whole_step(call, room, beside)
         try:
             planned = self.compilation.within(
                 room.left_bytes, call.sizes, example_inputs, lowest_may_exceed=call.is_provisional
@@ -379,14 +448,14 @@ class BoundGraph:
         )
 
     def _plan_whole_step(
-        self, call: Call, room: Room, later: Sequence[Share]
-    ) -> tuple[Planned, Room, _Beside]:
+        self, call: Call, room: Room, beside: Beside
+    ) -> tuple[Planned, Room, Beside]:
         """All graphs of the step that this call begins, so that the whole fits."""
         last = call.last_step
         assert last is not None
         graphs = [call.graph, *(other.graph for other in last.calls[1:])]
         sizes = [call.sizes, *(other.sizes for other in last.calls[1:])]
-        residencies = [room.residency, *(share.residency for share in later)]
+        residencies = [room.residency, *(share.residency for share in beside.later)]
         found = balance.plan_together(graphs, sizes, residencies, room.limit_bytes)
         if found.peak_bytes > room.limit_bytes:
             raise self._below_floor_of_step(room, found.peak_bytes, len(graphs))
@@ -395,7 +464,7 @@ class BoundGraph:
         last.changed()
         room = replace(room, later=last.suffix(1))
         planned = next(p for p in self.plans if p.attempt.updates == self.compilation.updates)
-        return planned, room, ((), tuple(found.shares[1:]))
+        return planned, room, Beside(later_calls=last.calls[1:])
 
     def _below_floor_of_step(self, room: Room, peak_bytes: int, num_graphs: int) -> BudgetError:
         floor_bytes = peak_bytes + room.reserve_bytes
@@ -441,7 +510,7 @@ class BoundGraph:
 
     def add(self, planned: Planned) -> None:
         """Another plan to choose from; the fastest that fits is taken."""
-        planned.attempt.on_backward = self._backward_begins
+        planned.attempt.on_backward = partial(STEPS.backward_begins, self)
         self.plans.append(planned)
         self.plans.sort(key=lambda p: p.attempt.relative_time)
 
@@ -449,24 +518,15 @@ class BoundGraph:
         """The only plan from now on."""
         self.plans.clear()
         self._choices.clear()
-        self._latest = None
+        self._places.clear()
         self.add(planned)
-
-    def _backward_begins(self) -> None:
-        STEPS.backward_begins(self)
 
     # -- the report ------------------------------------------------------------------------
 
-    def _report(
-        self,
-        call: Call,
-        planned: Planned,
-        room: Room,
-        beside: _Beside,
-        make_share: Callable[[], Share | None],
-    ) -> GraphReport:
-        compilation, sizes, share = self.compilation, call.sizes, make_share()
-        shares = [*beside[0], *([share] if share else []), *beside[1]]
+    def _report(self, call: Call, room: Room, beside: Beside, choice: _Choice) -> GraphReport:
+        compilation, sizes, share = self.compilation, call.sizes, choice.share()
+        planned = choice.planned
+        shares = [*beside.earlier, *([share] if share else []), *beside.later]
         several = len(shares) > 1
 
         def default() -> tuple[int, str]:
@@ -481,7 +541,7 @@ class BoundGraph:
                 partial(compilation.floor_bytes, sizes, planned.attempt), self.record.latest_call,
             )  # fmt: skip
         if several:
-            _count_whole_step(report, shares, len(beside[0]))
+            _count_whole_step(report, shares, len(beside.earlier))
         return report
 
     def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
@@ -490,20 +550,13 @@ class BoundGraph:
         return None if walk is None else Share(residency, walk.figures)
 
 
-def _share_of(
-    planned: Planned, symbols: Mapping[int, Any], sizes: Sizes, residency: Residency
-) -> Share | None:
-    figures = planned.figures_at(symbols, sizes)
-    return None if figures is None else Share(residency, figures)
-
-
-def _default_of_whole_step(call: Call, residency: Residency, beside: _Beside) -> tuple[int, str]:
+def _default_of_whole_step(call: Call, residency: Residency, beside: Beside) -> tuple[int, str]:
     """Bytes allocated at the peak of a step of which every graph has torch's own plan."""
     last = call.last_step
     calls = [*call.step.calls[: call.position], call]
     calls += last.calls[call.position + 1 :] if last is not None else []
-    residencies = [s.residency for s in beside[0]]
-    residencies += [residency, *(s.residency for s in beside[1])]
+    residencies = [s.residency for s in beside.earlier]
+    residencies += [residency, *(s.residency for s in beside.later)]
     shares = [
         other.graph.default_share(other.sizes, alive)
         for other, alive in zip(calls, residencies, strict=False)

@@ -107,6 +107,10 @@ class Planned:
             self._figures[sizes] = self._simulated_at(sizes) if walk is None else walk.figures
         return self._figures[sizes]
 
+    def knows_figures_at(self, sizes: Sizes) -> bool:
+        """Whether nothing has to be walked for ``figures_at``."""
+        return sizes in self._figures
+
     def _simulated_at(self, sizes: Sizes) -> Figures | None:
         """Of code that cannot be followed, what is known at the sizes for which it was planned."""
         is_known = self.attempt.is_training and self.attempt.walk is None and sizes == self.sizes
@@ -128,6 +132,8 @@ class Planned:
 
     def holds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> bool:
         """Whether the conditions that Dynamo does not check are true at these sizes."""
+        if not self.conditions:
+            return True
         values = dict(zip(symbols.values(), sizes, strict=True))
         return all(bool(condition.subs(values) == sympy.true) for condition in self.conditions)
 

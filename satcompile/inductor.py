@@ -550,27 +550,28 @@ class Attempt:
     def _announced(self, compiled: Any) -> Any:
         """The compiled backward, which tells when it begins, and whose parameters are known."""
 
-        def run(args: list[Any]) -> Any:
+        def plain(args: list[Any]) -> Any:
             if self.on_backward is not None:
                 self.on_backward()
-            if self.sparse is None:
-                return plain(args) if is_plain else updated(args)
-            with masks.running(masks.bindings(leaves_behind(self._sparse_edges))):
-                return plain(args) if is_plain else updated(args)
-
-        def plain(args: list[Any]) -> Any:
             LEDGER.plain_backward()
             return compiled(args)
 
         def updated(args: list[Any]) -> Any:
+            if self.on_backward is not None:
+                self.on_backward()
             with LEDGER.backward(self._edges) as call:
                 results = compiled(args)
             self.returned = call.returned
             return call.filled(results)
 
-        is_plain = not self.consumed
-        run._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
-        return run
+        def masked(args: list[Any]) -> Any:
+            with masks.running(masks.bindings(leaves_behind(self._sparse_edges))):
+                return run(args)
+
+        run = updated if self.consumed else plain
+        outer = run if self.sparse is None else masked
+        outer._boxed_call = True  # type: ignore[attr-defined]  # it may empty the list it is given
+        return outer
 
     def _updates_inserted(self) -> AbstractContextManager[None]:
         """The backward stage, which has one pass. It runs last: Inductor's own patterns would

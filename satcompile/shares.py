@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -67,7 +67,21 @@ _NEVER = -(1 << 60)  # a peak that is none
 NO_CALLS = Stretch(0, 0, 0, 0, _NEVER, _NEVER, _NEVER)
 
 
-@dataclass(frozen=True)
+def stretch_of_one(residency: Residency, figures: Figures) -> Stretch:
+    """Of one call."""
+    inputs = residency.inputs
+    return Stretch(
+        residency.total_bytes - inputs,
+        inputs + figures.held_bytes,
+        figures.gradient_bytes,
+        figures.output_bytes,
+        inputs + figures.forward_bytes,
+        _NEVER,
+        inputs + figures.backward_bytes,
+    )
+
+
+@dataclass
 class Share:
     """What one call adds to its step.
 
@@ -78,19 +92,19 @@ class Share:
 
     residency: Residency
     figures: Figures
+    _behind: tuple[Stretch, Stretch] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def stretch(self) -> Stretch:
-        inputs, figures = self.residency.inputs, self.figures
-        return Stretch(
-            self.residency.total_bytes - inputs,
-            inputs + figures.held_bytes,
-            figures.gradient_bytes,
-            figures.output_bytes,
-            inputs + figures.forward_bytes,
-            _NEVER,
-            inputs + figures.backward_bytes,
-        )
+        return stretch_of_one(self.residency, self.figures)
+
+    def behind(self, before: Stretch) -> Stretch:
+        """The calls of ``before``, and then this one. Steps are alike: the latest answer is known
+        again, and is then the same object."""
+        known = self._behind
+        if known is None or known[0] is not before:
+            known = self._behind = before, before.then(self.stretch)
+        return known[1]
 
     @cached_property
     def closed(self) -> Share:
@@ -140,7 +154,7 @@ class Room:
 
     def peak_bytes_with(self, figures: Figures) -> int:
         """Of the whole step, were these the call's."""
-        own = Share(self.residency, figures).stretch
+        own = stretch_of_one(self.residency, figures)
         return self.earlier.then(own).then(self.later).peak_bytes
 
     @property

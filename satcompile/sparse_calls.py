@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,16 @@ from satcompile.sparsity import masks, population
 log = logging.getLogger("satcompile")
 
 
-def run(planned: Planned, args: Sequence[Any]) -> Any:
+def forward_of(planned: Planned) -> Callable[..., Any]:
+    """What runs a plan's forward, with nothing in front of it where there are no tiles."""
+    attempt = planned.attempt
+    is_plain = attempt.options.sparsity is None or attempt.is_training
+    if attempt.sparse is None and is_plain:
+        return planned.compiled
+    return lambda *args: _run(planned, args)
+
+
+def _run(planned: Planned, args: Sequence[Any]) -> Any:
     """The forward of a plan.
 
     Raises:
@@ -33,8 +42,6 @@ def run(planned: Planned, args: Sequence[Any]) -> Any:
         attempt.latest_masks = {slot: each.mask for slot, each in bound.items()}
         with masks.running(bound):
             return planned.compiled(*args)
-    if attempt.options.sparsity is None or attempt.is_training:
-        return planned.compiled(*args)
     bound = masks.bindings({slot: args[slot] for slot in attempt.masked})
     _warn_of_dense_uses(attempt, args)
     with masks.running(bound):

@@ -819,19 +819,30 @@ def backward_node(tensor: torch.Tensor) -> Any | None:
 
 class StorageReferences:
     """Refers to storages without keeping their memory; while it does, no other storage is where
-    one of these was. ``UntypedStorage._weak_ref``, ``_free_weak_ref``: 2.11, 2.13."""
+    one of these was. ``UntypedStorage._weak_ref``, which returns what ``_cdata`` is, and
+    ``_free_weak_ref``: 2.11, 2.13."""
 
-    __slots__ = ("_pointers",)
+    __slots__ = ("_addresses",)
 
     def __init__(self) -> None:
-        self._pointers: list[Any] = []  # addresses; torch's stubs call them storages
+        self._addresses: set[int] = set()
 
-    def add(self, storage: torch.UntypedStorage) -> None:
-        self._pointers.append(storage._weak_ref())
+    def add(self, storage: torch.UntypedStorage) -> bool:
+        """Whether it was not referred to yet."""
+        address = storage._cdata
+        if address in self._addresses:
+            return False
+        self._addresses.add(address)
+        storage._weak_ref()
+        return True
+
+    def addresses(self) -> frozenset[int]:
+        """By which storages are told apart."""
+        return frozenset(self._addresses)
 
     def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
-        for pointer in self._pointers:
-            free(pointer)
+        for address in self._addresses:
+            free(address)
 
 
 def size_expression(value: Any) -> Any:

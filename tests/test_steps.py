@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from satcompile.generated_code import Figures
 from satcompile.residency import Residency
 from satcompile.shares import Share, step_peak_bytes, stretch_of
-from satcompile.steps import Call, Step, Steps
+from satcompile.steps import Alone, Call, Step, Steps
 
 
 @st.composite
@@ -148,7 +149,7 @@ def test_what_a_dropped_call_counted_is_counted_with_others(graph: SimpleNamespa
     assert second.share is not None and third.share is not None
     assert second.share.residency == Residency(parameters=10, inputs=7 + 8)
     assert third.share.residency == Residency(inputs=7, gradients=30)
-    assert stretch_of(third.earlier_shares()) == third.before()
+    assert stretch_of(third.beside().earlier) == third.before()
     assert third.before().lasting_bytes == 310
     step.drop(third)
     assert step.gone == Residency(parameters=100, gradients=30, optimizer_state=200)
@@ -164,6 +165,76 @@ def test_steps_leave_nothing_to_the_collector(graph: SimpleNamespace) -> None:
         del result
     calls = [found for found in gc.get_objects() if type(found) is Call]
     assert sum(call.graph is graph for call in calls) <= 1
+
+
+# -- calls alone -----------------------------------------------------------------------------
+
+
+def called_alone(steps: Steps, graph: Any, share: Share, counted: frozenset[int]) -> torch.Tensor:
+    assert steps.is_idle()
+    x = torch.ones(2, requires_grad=True)
+    place = SimpleNamespace(residency=share.residency.with_inputs(0), counted=counted)
+    decided = SimpleNamespace(share=lambda: share)
+    result = CompiledFunction.apply(x)
+    alone = Alone(graph, "one", (), place, decided, [weakref.ref(x)])
+    steps.opened_alone(alone, [result])
+    return result
+
+
+def test_a_call_alone_is_the_first_of_a_step_that_another_joins(graph: SimpleNamespace) -> None:
+    steps = Steps()
+    share = Share(Residency(parameters=100, inputs=8), Figures(50, 60, 40, 8, 20))
+    result = called_alone(steps, graph, share, frozenset({1, 2}))
+    assert not steps.is_idle()
+    second = steps.begin(graph, [result])
+    assert second.position == 1
+    assert second.before() == stretch_of([share])
+    assert {1, 2} <= second.step.counted
+    assert second.step.new_bytes(result) == 0  # the first call counts it
+    steps.backward_begins(graph)
+    assert second.before() == stretch_of([share.closed])
+
+
+def test_a_call_alone_is_over_when_its_backward_begins_or_its_results_are_gone(
+    graph: SimpleNamespace,
+) -> None:
+    steps = Steps()
+    share = Share(Residency(), Figures(0, 0, 0, 0, 0))
+    result = called_alone(steps, graph, share, frozenset())
+    steps.backward_begins(graph)
+    assert steps.is_idle()
+    result = called_alone(steps, graph, share, frozenset())
+    assert len(steps.open_calls()) == 1
+    del result
+    assert steps.is_idle()
+    assert not steps.open_calls()
+
+
+def test_the_step_before_a_call_alone_has_ended(graph: SimpleNamespace) -> None:
+    steps = Steps()
+    results = [called(steps, graph) for _ in range(3)]
+    results.clear()
+    assert steps.is_idle()
+    assert len(graph.last_step.calls) == 3
+
+
+def test_steps_that_are_alike_are_one_model(graph: SimpleNamespace) -> None:
+    """So that what was decided by it is found again."""
+    steps = Steps()
+    share = Share(Residency(), Figures(1, 2, 3, 4, 5))
+
+    def step(num_calls: int) -> Any:
+        results = []
+        for _ in range(num_calls):
+            results.append(called(steps, graph))
+            steps.open_calls()[-1].share = share
+        results.clear()
+        assert steps.is_idle()
+        return graph.last_step
+
+    first = step(3)
+    assert step(3) is first
+    assert len(step(2).calls) == 2
 
 
 def test_a_step_is_named_after_the_first_call_that_did_not_fail() -> None:

@@ -119,6 +119,7 @@ class Ledger:
     def __init__(self) -> None:
         # In the order of their coming.
         self._optimizers: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+        self._is_used = False  # whether there ever was one: most processes never fuse any
         self._applied: weakref.WeakKeyDictionary[Any, Applied] = weakref.WeakKeyDictionary()
         self._owners: dict[int, Owner] | None = None
         self._holders: dict[int, Owner] = {}
@@ -135,6 +136,7 @@ class Ledger:
     def add(self, optimizer: Any) -> None:
         """``optimizer`` was fused, or fused anew with other settings."""
         self._optimizers[optimizer] = None
+        self._is_used = True
         self.changed()
         if optimizer._fused_settings.in_backward:
             watch_loss_scaling(self._scaled)
@@ -170,6 +172,8 @@ class Ledger:
 
     def offer(self, args: Sequence[Any], trained: Sequence[int]) -> Offer:
         """Which of a graph's inputs are parameters that its backward may update."""
+        if not self._is_used:
+            return _NO_OFFER
         owners = self.owners()
         if not owners:
             return _NO_OFFER
@@ -190,6 +194,8 @@ class Ledger:
 
     def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
         """A forward has run."""
+        if not self._is_used:
+            return
         owners = self.owners() if self._owners is None else self._owners  # as when it was planned
         if not owners:
             return
@@ -215,7 +221,7 @@ class Ledger:
 
     def plain_backward(self) -> None:
         """A compiled backward is about to run that returns all gradients."""
-        if not self._optimizers:
+        if not self._is_used or not self._optimizers:
             return
         flight = self._flight_of(current_backward_node())
         if flight is not None:

@@ -63,7 +63,9 @@ class GraphRecord:
 
     def observe(self, args: Sequence[Any]) -> None:
         """Note a call."""
-        self.know(args)
+        ends = self._ends
+        if ends is None or self._latest != (id(args[ends[0]]), id(args[ends[1]])):
+            self.know(args)
         if _watchers:
             for watcher in _watchers:
                 watcher.saw(self)

@@ -435,10 +435,15 @@ def test_evaluation_between_steps_changes_nothing(device: str) -> None:
     assert not STEPS.open_calls()
 
 
-def test_two_forwards_before_their_backwards_count_together(device: str) -> None:
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_two_forwards_before_their_backwards_count_together(device: str, steps_before: int) -> None:
+    """Also where each forward had its step for itself before, and so nothing was noted of it."""
     model, x, y = net(device), batch(device), batch(device)
     budget_bytes = int(1.5 * default_peak(model, x))
     run = within(model, budget_bytes)
+    for _ in range(steps_before):
+        clear_gradients(model)
+        run(x).mean().backward()
 
     def step() -> Any:
         first, second = run(x), run(y)
