@@ -387,7 +387,9 @@ class Steps:
                 step is None
                 or not self._open
                 or not step.calls
-                or not self._continues(graph, args, thread)
+                or not (
+                    self._follows(graph, step.calls[-1]) or self._continues(graph, args, thread)
+                )
             ):
                 if step is not None:
                     step.end()
@@ -501,6 +503,11 @@ class Steps:
             call.step.num_closed += 1
         call.is_open, call.node = False, None
         self._open.pop(call, None)
+
+    @staticmethod
+    def _follows(graph: Any, call: Call) -> bool:
+        """Whether it is another call of the same code: as most are that continue a step."""
+        return call.is_open and bool(graph.is_of_same_code(call.graph))
 
     def _continues(self, graph: Any, args: Sequence[Any], thread: int) -> bool:
         """Whether a call belongs to the step of the open ones: by autograd, or by its code."""
