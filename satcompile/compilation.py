@@ -23,7 +23,15 @@ from torch import fx
 from satcompile.errors import BudgetError
 from satcompile.generated_code import Figures, StepWalk, UnreadableCode, walk_step
 from satcompile.growth import GRIDS, grows_with_sizes, rounded_up
-from satcompile.inductor import BY_CODE, Attempt, CodeOnly, Known, OverLimit, graph_device
+from satcompile.inductor import (
+    BY_CODE,
+    Attempt,
+    CodeOnly,
+    Known,
+    OverLimit,
+    graph_device,
+    is_on_cpu,
+)
 from satcompile.options import Options
 from satcompile.report.rows import module_path
 from satcompile.residency import Residency
@@ -268,9 +276,7 @@ class Compilation:
             )
             compiled = self._try(attempt, inputs)
             rounds += 1
-            if compiled is not None and (
-                not attempt.is_training or attempt.step_peak_bytes <= accept_bytes
-            ):
+            if compiled is not None and attempt.is_within(accept_bytes):
                 return Planned(attempt, compiled, rounds, sizes)
             assert attempt.outcome is not None
             simulated_bytes = attempt.outcome.plan.profile.peak_bytes
@@ -293,17 +299,25 @@ class Compilation:
         rounds: int,
         may_exceed: bool,
     ) -> Planned:
-        """The plan of the floor, which was generated to find it, compiled.
+        """The plan of the lowest simulated peak, if its code is within the accepted bytes; else that
+        of the floor, which more plans are generated to find, compiled.
 
         Raises:
             FloorExceeded: it is over the accepted bytes.
         """
+        settings: dict[str, Any] = {"limit_bytes": 0, "lowest_peak": True}
+        # On a CPU an attempt that is over compiles no kernel; elsewhere its forward's are.
+        if is_on_cpu(self._gm) or self._generated(inputs, **settings).is_within(accept_bytes):
+            lowest = self._attempt(**settings, accept_bytes=accept_bytes)
+            compiled = self._try(lowest, inputs)
+            if compiled is not None:
+                return Planned(lowest, compiled, rounds + 1, sizes)
         floor = self._floor(inputs, sizes)
-        if floor.is_training and floor.step_peak_bytes > accept_bytes and not may_exceed:
+        if not floor.is_within(accept_bytes) and not may_exceed:
             raise FloorExceeded(floor)
         again = self._attempt(**floor.settings)
         compiled = self._try(again, inputs)
-        if again.is_training and again.step_peak_bytes > accept_bytes and not may_exceed:
+        if not again.is_within(accept_bytes) and not may_exceed:
             # A floor that was too low is not named again.
             self._floors[sizes, self.updates] = again
             raise FloorExceeded(again)

@@ -211,6 +211,10 @@ class Attempt:
         """What the step allocates at its peak, known as ``figures`` are."""
         return self.figures.peak_bytes
 
+    def is_within(self, accept_bytes: int) -> bool:
+        """Whether it allocates no more; what has no backward has no plan that could."""
+        return not self.is_training or self.step_peak_bytes <= accept_bytes
+
     @functools.cached_property
     def _simulated_figures(self) -> Figures:
         assert self.outcome is not None and self.problem is not None
