@@ -422,6 +422,7 @@ class BoundGraph:
             raise over_budget(
                 found.attempt, room.residency, room.outside_bytes, self.compilation.options,
                 room.budget_bytes, self._situation(call, room),
+                self.compilation.others_follow and call.last_step is None,
             ) from None  # fmt: skip
         if not planned.holds_at(self.compilation.symbols, call.sizes):
             raise self._no_other_plan(call, room)

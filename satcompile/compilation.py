@@ -40,6 +40,7 @@ from satcompile.solver.rungs import RUNG
 from satcompile.torch_compat import (
     CompilationContext,
     copy_of_captured,
+    ends_at_graph_break,
     parameter_name,
     planning_for,
     size_expression,
@@ -174,6 +175,7 @@ class Compilation:
         }
         self.first_sizes: Sizes = tuple(size_hint(example_inputs[i]) for i in self.symbols)
         self.device = graph_device(gm)
+        self.others_follow = ends_at_graph_break(gm)
         self._leaves = frozenset(
             position
             for position, value in enumerate(example_inputs)
@@ -548,8 +550,13 @@ def over_budget(
     options: Options,
     budget_bytes: int,
     situation: str = "",
+    is_first_of_several: bool = False,
 ) -> BudgetError:
-    """The error for a budget below the peak of the lowest plan, with where its bytes go."""
+    """The error for a budget below the peak of the lowest plan, with where its bytes go.
+
+    Args:
+        is_first_of_several: whether other graphs of the step are still to come.
+    """
     assert options.memory_budget is not None
     step_kinds, where = _step_by_kind(attempt)
     kinds = {
@@ -566,14 +573,16 @@ def over_budget(
     }
     floor_bytes = sum(kinds.values())
     parts = ", ".join(f"{format_bytes(v)} {k}" for k, v in kinds.items() if v)
+    more = _OTHERS_FOLLOW if is_first_of_several else ""
     return BudgetError(
         f"memory_budget {options.memory_budget.text!r} ({format_bytes(budget_bytes)}) is below "
         f"the floor of {format_bytes(floor_bytes)} ({floor_bytes} bytes){situation}. At the floor's "
-        f"peak, which lies at {where}: {parts}. {_what_helps(kinds)}",
+        f"peak, which lies at {where}: {parts}. {_what_helps(kinds)}{more}",
         budget_bytes=budget_bytes,
         floor_bytes=floor_bytes,
         floor_op=where,
         breakdown=kinds,
+        covers_step=not is_first_of_several,
     )
 
 
@@ -588,6 +597,11 @@ def _step_by_kind(attempt: Attempt) -> tuple[dict[str, int], str]:
     return kinds, _describe(attempt, attempt.origins.get(in_backward, {}).get(buffer, buffer))
 
 
+_OTHERS_FOLLOW = (
+    " This is the floor of the first graph alone: the model breaks into several here "
+    "(torch._dynamo.explain says why), and those behind it need room beside it. The floor of the "
+    "whole step is higher, and is named when a step has run."
+)
 _HELP = {
     "parameters": "keep parameters in a smaller dtype, or freeze and shard some of them",
     "gradients": "train fewer parameters (LoRA, frozen layers) or keep them in a smaller dtype, and "

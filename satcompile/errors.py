@@ -41,6 +41,9 @@ class BudgetError(SatcompileError):
         budget_bytes: what was asked.
         floor_bytes: the smallest peak for which a valid plan is held.
         floor_op: where that plan's peak lies: operation and module.
+        covers_step: whether the floor is the whole step's. It is not where the model breaks into
+            several graphs and those behind this one are not compiled yet: the step's floor is then
+            higher, and named by the error of the second step.
         breakdown: bytes alive there, by kind: parameters (with buffers), gradients, optimizer
             state, inputs, outputs, what is saved for the backward, temporaries, and what is
             reserved or belongs to other graphs of the step. They add up to ``floor_bytes``.
@@ -54,10 +57,12 @@ class BudgetError(SatcompileError):
         floor_bytes: int,
         floor_op: str,
         breakdown: Mapping[str, int] | None = None,
+        covers_step: bool = True,
     ) -> None:
         super().__init__(message)
         self.budget_bytes, self.floor_bytes, self.floor_op = budget_bytes, floor_bytes, floor_op
         self.breakdown = dict(breakdown or {})
+        self.covers_step = covers_step
 
 
 class VerificationError(SatcompileError):

@@ -199,6 +199,13 @@ def take_donated_positions() -> tuple[int, ...]:
     return positions
 
 
+def ends_at_graph_break(gm: fx.GraphModule) -> bool:
+    """Whether more graphs of the same call follow one of Dynamo's. ``compile_subgraph_reason``,
+    which Dynamo sets before it calls a backend: 2.11, 2.13."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    return bool(getattr(reason, "graph_break", False))
+
+
 def current_frame_code() -> Any | None:
     """The code object that Dynamo is compiling now, None outside Dynamo. 2.11, 2.13."""
     from torch._dynamo.symbolic_convert import InstructionTranslator

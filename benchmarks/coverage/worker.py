@@ -138,13 +138,23 @@ class Study:
         return self.floor_bytes + int(above)
 
     def _floor(self) -> int:
-        """What a budget of one byte is answered with."""
-        try:
-            self._trained(lambda m: torch.compile(m, backend="sat", options={"memory_budget": 1}))
-        except satcompile.BudgetError as error:
-            self.default_bytes = self.default_bytes or error.floor_bytes
-            return error.floor_bytes
-        raise RuntimeError("a budget of one byte was accepted")
+        """What a budget of one byte is answered with; where that says that it is the floor of a part
+        alone, what the step is answered with that is given as much."""
+        asked, covers_step = 1, False
+        while not covers_step:
+            options = {"memory_budget": asked}
+            try:
+                self._trained(partial(torch.compile, backend="sat", options=options))
+            except satcompile.BudgetError as error:
+                if error.floor_bytes <= asked:
+                    raise RuntimeError(f"a floor of {asked} bytes is not met: {error}") from error
+                asked, covers_step = error.floor_bytes, error.covers_step
+            else:
+                break
+        if asked == 1:
+            raise RuntimeError("a budget of one byte was accepted")
+        self.default_bytes = self.default_bytes or asked
+        return asked
 
     def _runner(self, model: Callable[..., Any]) -> Callable[[], Any]:
         def run() -> Any:

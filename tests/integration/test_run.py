@@ -528,9 +528,11 @@ def test_graph_breaks_below_the_whole_step_s_floor(device: str) -> None:
             break
         except satcompile.BudgetError as error:
             floors.append(error.floor_bytes)
+            assert error.covers_step == (len(floors) == 2)
+            assert ("floor of the first graph alone" in str(error)) == (len(floors) == 1)
             budget_bytes = int(error.floor_bytes * 1.01)
             torch.compiler.reset()
-    assert len(floors) in (1, 2) and floors == sorted(floors)
+    assert len(floors) == 2 and floors == sorted(floors)
     assert parameter_bytes(model) + x.nbytes + peak_bytes <= budget_bytes
 
 
