@@ -32,6 +32,7 @@ from satcompile.generated_code import Figures
 from satcompile.inductor import BY_CODE
 from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.optimizers.in_backward import LEDGER
+from satcompile.outside import comes_from_eager
 from satcompile.report.data import GraphReport
 from satcompile.report.graph import graph_report
 from satcompile.report.registry import GraphRecord, most_granted_bytes
@@ -169,6 +170,7 @@ class BoundGraph:
         self._places: dict[Any, _Place] = {}
         self._budgets: dict[Sizes, int | None] = {}
         self._number = next(_numbers)
+        self._told_of_eager = False
         self._trained = trained_positions(inputs)
         self._passing = [
             position
@@ -239,6 +241,8 @@ class BoundGraph:
         symbols = self.compilation.symbols
         sizes = tuple([int(args[position]) for position in symbols]) if symbols else ()
         inputs = [args[position] for position in self._passing]
+        if comes_from_eager(inputs):
+            return None
         storages = [tensor.untyped_storage() for tensor in inputs]
         addresses = {storage._cdata for storage in storages}
         if len(addresses) < len(inputs) or not place.counted.isdisjoint(addresses):
@@ -267,21 +271,43 @@ class BoundGraph:
             counted_bytes = step.gradient_bytes_of(call.who)  # this one's, too
             call.lasting += Residency(gradients=max(0, gradients - counted_bytes))
         borrowed_bytes = step.borrowed_bytes
-        input_bytes = sum([step.new_bytes(args[position]) for position in self._passing])
+        inputs = [args[position] for position in self._passing]
+        input_bytes = sum([step.new_bytes(tensor) for tensor in inputs])
         call.borrowed_bytes = step.borrowed_bytes - borrowed_bytes
+        lasting = call.lasting
+        if comes_from_eager(inputs):
+            outside = step.outside_of(inputs)
+            input_bytes += outside.inputs
+            lasting += outside.with_inputs(0)
+            self._tell_of_eager(outside)
         updates = self._offered(args)
         before, after = call.before(), call.after()
         # What lasts is known by its figures: the same bytes of another call are as good.
-        key = (call.sizes, input_bytes, call.lasting, before, after, updates)
+        key = (call.sizes, input_bytes, lasting, before, after, updates)
         if place.latest is not None and place.latest[0] == key:  # cheaper than a hash
             return place.latest[1]
         if key not in self._choices:
             if len(self._choices) >= _MOST_CHOICES:
                 self._choices.clear()
-            residency = call.lasting.with_inputs(input_bytes)
+            residency = lasting.with_inputs(input_bytes)
             self._choices[key] = self._choose(call, args, residency, before, after)
         place.latest = key, self._choices[key]
         return self._choices[key]
+
+    def _tell_of_eager(self, outside: Residency) -> None:
+        """Once a graph: no plan has a say in it."""
+        if self._told_of_eager or not outside.total_bytes:
+            return
+        self._told_of_eager = True
+        log.warning(
+            "%s: code that Dynamo did not compile (graph breaks; torch._dynamo.explain says why) ran "
+            "before this graph. It holds %s for its backward, and %s of parameters, gradients and "
+            "optimizer state. The plans leave room for these; for what it allocates for a moment, "
+            "keep room with the option 'reserve'.",
+            self.name,
+            format_bytes(outside.inputs),
+            format_bytes(outside.total_bytes - outside.inputs),
+        )
 
     def _new_place(self, call: Call, args: Sequence[Any], gradients: int) -> _Place:
         """With what is resident there, which is others only if something happened."""

@@ -24,6 +24,8 @@ class Residency:
     """Bytes alive before the step, by kind; ``notes`` says what could not be predicted.
 
     ``workspaces`` is what a GPU's libraries for matrix products hold, from the first product on.
+    ``coming_gradients`` are not there yet: eager code that ran before a graph makes them in its
+    backward, behind the graph's own.
     """
 
     parameters: int = 0
@@ -32,6 +34,7 @@ class Residency:
     optimizer_state: int = 0
     notes: tuple[str, ...] = ()
     workspaces: int = 0
+    coming_gradients: int = 0
 
     @property
     def by_kind(self) -> dict[str, int]:
@@ -52,6 +55,7 @@ class Residency:
             self.optimizer_state + other.optimizer_state,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
             self.workspaces + other.workspaces,
+            self.coming_gradients + other.coming_gradients,
         )
 
     def with_inputs(self, inputs: int) -> Residency:
@@ -63,6 +67,7 @@ class Residency:
             self.optimizer_state,
             self.notes,
             self.workspaces,
+            self.coming_gradients,
         )
 
 

@@ -73,7 +73,7 @@ def stretch_of_one(residency: Residency, figures: Figures) -> Stretch:
     return Stretch(
         residency.total_bytes - inputs,
         inputs + figures.held_bytes,
-        figures.gradient_bytes,
+        figures.gradient_bytes + residency.coming_gradients,
         figures.output_bytes,
         inputs + figures.forward_bytes,
         _NEVER,
@@ -109,8 +109,10 @@ class Share:
     @cached_property
     def closed(self) -> Share:
         """The share of a call whose backward has run: what stays are its gradients."""
-        gradients = self.residency.gradients + self.figures.gradient_bytes
-        return Share(replace(self.residency, inputs=0, gradients=gradients), NOTHING)
+        came = self.figures.gradient_bytes + self.residency.coming_gradients
+        gradients = self.residency.gradients + came
+        alive = replace(self.residency, inputs=0, gradients=gradients, coming_gradients=0)
+        return Share(alive, NOTHING)
 
 
 NOTHING = Figures(0, 0, 0, 0, 0)

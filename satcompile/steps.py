@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from satcompile.residency import Residency
+from satcompile.outside import Outside, held_outside
+from satcompile.residency import Residency, storage_key
 from satcompile.shares import NO_CALLS, NOTHING, Share, Stretch
 from satcompile.torch_compat import StorageReferences, backward_node
 
@@ -245,6 +246,16 @@ class Step:
             self.borrowed_bytes += num_bytes
             return 0
         return num_bytes
+
+    def outside_of(self, tensors: Sequence[torch.Tensor]) -> Residency:
+        """Of what eager code holds behind a call's inputs, what no earlier call has counted; what it
+        has saved as inputs."""
+        found = held_outside(tensors)
+        counted = self.counted
+        new = [leaf for leaf in found.leaves if id(leaf) not in counted]
+        residency = Outside((), new).residency
+        self._lasting |= {id(leaf) for leaf in new} | {storage_key(leaf) for leaf in new}
+        return residency.with_inputs(sum([self.new_bytes(tensor) for tensor in found.saved]))
 
     def suffix(self, position: int) -> Stretch:
         """The calls from this one on; for a step that has ended."""

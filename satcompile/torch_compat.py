@@ -813,12 +813,37 @@ class CompilationContext:
             )
 
 
+def is_of_compiled_graph(node: Any) -> bool:
+    """Whether an autograd node is a compiled graph's: AOTAutograd names its class. 2.11, 2.13."""
+    return "CompiledFunction" in type(node).__name__
+
+
+@functools.cache
+def _names_of_saved(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def saved_by(node: Any) -> list[torch.Tensor]:
+    """Tensors that an autograd node has saved for its backward. ``unpack`` is not called, which
+    would run users' hooks (checkpointing computes again there): what these put in a tensor's place
+    counts if it is one. ``_raw_saved_*``, ``SavedTensor.data``: 2.11, 2.13, 2.14."""
+    found: list[Any] = []
+    for name in _names_of_saved(type(node)):  # type: ignore[arg-type]
+        try:
+            raw = getattr(node, name)
+        except RuntimeError:  # the backward has run and freed them
+            continue
+        found += [each.data for each in (raw if isinstance(raw, (tuple, list)) else (raw,))]
+    found += getattr(node, "__dict__", {}).values()  # what a custom function keeps on its context
+    return [value for value in found if isinstance(value, torch.Tensor)]
+
+
 def backward_node(tensor: torch.Tensor) -> Any | None:
     """The autograd node of the compiled graph that made ``tensor``: it lives until nobody can
     call the backward any more. None where there is none. 2.11, 2.13."""
     node = tensor.grad_fn
     for _ in range(4):  # views of outputs have nodes of their own in front
-        if node is None or "CompiledFunction" in type(node).__name__:
+        if node is None or is_of_compiled_graph(node):
             return node
         node = node.next_functions[0][0] if node.next_functions else None
     return None

@@ -514,6 +514,42 @@ def test_graph_breaks_hold_the_whole_from_the_second_step(
     assert max(g.predicted_peak_bytes for g in graphs) >= graphs_bytes - 64
 
 
+class PartlyEager(Broken):
+    """Dynamo compiles what lies around the blocks in the middle."""
+
+    @torch._dynamo.disable
+    def _in_eager(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[2](self.blocks[1](x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[3](self._in_eager(self.blocks[0](x)))
+
+
+def test_what_eager_code_between_graphs_holds_counts(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = PartlyEager(4, 32).double().to(device), batch(device, 512)
+    run = within(model, "1GiB")
+    with caplog.at_level("WARNING", "satcompile"):
+        for _ in range(3):
+            clear_gradients(model)
+            peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
+    assert "code that Dynamo did not compile" in caplog.text
+    taken_bytes = parameter_bytes(model) + x.nbytes + peak_bytes
+    graphs = satcompile.report(model).graphs
+    predicted_bytes = max(graph.predicted_peak_bytes for graph in graphs)
+    assert predicted_bytes == pytest.approx(taken_bytes, rel=0.05)
+    alone_bytes = min(graph.resident_bytes for graph in graphs[:1])
+    assert alone_bytes == parameter_bytes(model) + x.nbytes
+    # No plan of the two graphs can make room for what eager code holds.
+    torch.compiler.reset()
+    run = within(model, predicted_bytes // 2)
+    with pytest.raises(satcompile.BudgetError, match="of a step of 2 compiled graphs"):
+        for _ in range(2):
+            clear_gradients(model)
+            loss_of(run, x)
+
+
 @pytest.mark.slow
 def test_graph_breaks_below_the_whole_step_s_floor(device: str) -> None:
     """The first graph knows its own floor only; the second step knows the whole's."""
