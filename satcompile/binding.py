@@ -179,9 +179,15 @@ class BoundGraph:
         ]
         OPTIMIZERS.watch()
 
-    def is_of_same_code(self, other: BoundGraph) -> bool:
+    def is_counted_with(self, other: BoundGraph) -> bool:
+        """Whether both are under one budget: of one code, or given the same one for a device. A model
+        with a budget of its own is another's ``reserve``."""
+        if self is other:
+            return True
+        if self._asked == other._asked and self.compilation.device == other.compilation.device:
+            return True
         code = other.record.code
-        return self is other or (code is not None and self.record.is_of(code))
+        return code is not None and self.record.is_of(code)
 
     # -- a call ----------------------------------------------------------------------------
 
@@ -448,7 +454,7 @@ class BoundGraph:
             raise over_budget(
                 found.attempt, room.residency, room.outside_bytes, self.compilation.options,
                 room.budget_bytes, self._situation(call, room),
-                self.compilation.others_follow and call.last_step is None,
+                self.compilation.others_may_follow and call.last_step is None,
             ) from None  # fmt: skip
         if not planned.holds_at(self.compilation.symbols, call.sizes):
             raise self._no_other_plan(call, room)

@@ -40,7 +40,7 @@ from satcompile.solver.rungs import RUNG
 from satcompile.torch_compat import (
     CompilationContext,
     copy_of_captured,
-    ends_at_graph_break,
+    is_part_of_call,
     parameter_name,
     planning_for,
     size_expression,
@@ -175,7 +175,7 @@ class Compilation:
         }
         self.first_sizes: Sizes = tuple(size_hint(example_inputs[i]) for i in self.symbols)
         self.device = graph_device(gm)
-        self.others_follow = ends_at_graph_break(gm)
+        self.others_may_follow = is_part_of_call(gm)
         self._leaves = frozenset(
             position
             for position, value in enumerate(example_inputs)
@@ -598,8 +598,8 @@ def _step_by_kind(attempt: Attempt) -> tuple[dict[str, int], str]:
 
 
 _OTHERS_FOLLOW = (
-    " This is the floor of the first graph alone: the model breaks into several here "
-    "(torch._dynamo.explain says why), and those behind it need room beside it. The floor of the "
+    " This is the floor of one graph alone: Dynamo broke the model into several "
+    "(torch._dynamo.explain says why), and those that follow need room beside it. The floor of the "
     "whole step is higher, and is named when a step has run."
 )
 _HELP = {

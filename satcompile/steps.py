@@ -517,17 +517,18 @@ class Steps:
 
     @staticmethod
     def _follows(graph: Any, call: Call) -> bool:
-        """Whether it is another call of the same code: as most are that continue a step."""
-        return call.is_open and bool(graph.is_of_same_code(call.graph))
+        """Whether it comes while the one before it is open: as most do that continue a step."""
+        return call.is_open and bool(graph.is_counted_with(call.graph))
 
     def _continues(self, graph: Any, args: Sequence[Any], thread: int) -> bool:
-        """Whether a call belongs to the step of the open ones: by autograd, or by its code."""
+        """Whether a call belongs to the step of the open ones: by autograd, or by its budget. A part
+        of a model may begin from data alone, as a decoder does from its tokens."""
         others = [call for call in list(self._open) if call.thread == thread]
         if not others:
             return False
         if any(isinstance(arg, torch.Tensor) and arg.grad_fn is not None for arg in args):
             return True
-        return any(graph.is_of_same_code(call.graph) for call in others)
+        return any(graph.is_counted_with(call.graph) for call in others)
 
     def _trail_behind(self, call: Call) -> int:
         if call.is_repeated:  # it has counted nothing more

@@ -23,6 +23,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import sympy
@@ -199,11 +200,26 @@ def take_donated_positions() -> tuple[int, ...]:
     return positions
 
 
-def ends_at_graph_break(gm: fx.GraphModule) -> bool:
-    """Whether more graphs of the same call follow one of Dynamo's. ``compile_subgraph_reason``,
-    which Dynamo sets before it calls a backend: 2.11, 2.13."""
+def is_part_of_call(gm: fx.GraphModule) -> bool:
+    """Whether the graph that Dynamo has handed over is one of several of a call, for all that is
+    known while it is compiled: it ends at a graph break, or code of a broken frame around it runs
+    in eager between ``torch.compile``'s entry and the frame that is compiled.
+    ``compile_subgraph_reason``, ``eval_frame.compile_wrapper``: 2.11, 2.13."""
     reason = getattr(gm, "compile_subgraph_reason", None)
-    return bool(getattr(reason, "graph_break", False))
+    if getattr(reason, "graph_break", False):
+        return True
+    frame: FrameType | None = sys._getframe()
+    is_around = False
+    while frame is not None:
+        module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if module == "torch._dynamo.eval_frame" and name == "compile_wrapper":
+            return is_around
+        if module == "torch._dynamo.convert_frame":
+            is_around = False  # what came before is the compiler itself
+        elif not module.startswith("torch._dynamo") and module != "torch.nn.modules.module":
+            is_around = True
+        frame = frame.f_back
+    return False
 
 
 def current_frame_code() -> Any | None:

@@ -71,7 +71,7 @@ class CompiledFunction(torch.autograd.Function):
 
 @pytest.fixture
 def graph() -> SimpleNamespace:
-    return SimpleNamespace(last_step=None, is_of_same_code=lambda other: True)
+    return SimpleNamespace(last_step=None, is_counted_with=lambda other: True)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_steps_that_are_alike_are_one_model(graph: SimpleNamespace) -> None:
 def test_a_step_is_named_after_the_first_call_that_did_not_fail() -> None:
     steps = Steps()
     held, failing, graph = (
-        SimpleNamespace(last_step=None, is_of_same_code=lambda other: False) for _ in range(3)
+        SimpleNamespace(last_step=None, is_counted_with=lambda other: False) for _ in range(3)
     )
     results = [called(steps, held)]
     steps.failed(steps.begin(failing, [torch.ones(2)]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from satcompile.torch_compat import copy_of_captured, rewriting_last
+from satcompile.torch_compat import copy_of_captured, is_part_of_call, rewriting_last
 
 
 class Checkpointed(torch.nn.Module):
@@ -78,3 +81,52 @@ def test_a_users_pass_keeps_its_place_and_its_key() -> None:
     assert ran == ["theirs", "ours"] * 2 + ["plain", "ours"] * 2
     assert keys["keyed", 1] == keys["keyed", 2]
     assert keys["plain", 1] != keys["plain", 2], "code of an unknown pass must not be found again"
+
+
+class Inner(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin()
+
+
+class Broken(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Inner(), Inner()
+
+    @torch._dynamo.disable
+    def _in_eager(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._in_eager(self.first(x)).cos()
+
+
+@pytest.mark.parametrize(
+    ("make", "by_method", "parts"),
+    [
+        (Inner, False, [False]),
+        (Inner, True, [False]),
+        (Broken, False, [True, True]),
+        (Broken, True, [True, True]),
+        # Dynamo skips the frames of torch.nn, unless they are what was compiled.
+        (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), False, [False]),
+        (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), True, [True]),
+    ],
+)
+def test_a_graph_that_is_one_of_several_is_known_for_that(
+    make: Any, by_method: bool, parts: list[bool]
+) -> None:
+    found = []
+
+    def backend(gm: fx.GraphModule, inputs: Any) -> Any:
+        found.append(is_part_of_call(gm))
+        return gm
+
+    torch._dynamo.reset()
+    model = make()
+    if by_method:
+        model.compile(backend=backend)
+        model(torch.ones(2))
+    else:
+        torch.compile(model, backend=backend)(torch.ones(2))
+    assert found == parts
