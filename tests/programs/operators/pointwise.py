@@ -31,8 +31,10 @@ def _column(b: Builder) -> str:
     return f"{m} - {m}.mean(1, keepdim=True)"
 
 
+# Numbers are drawn in the order of memory, which torch's decompositions do not always keep to: what is
+# drawn for must be contiguous, or eager draws others.
 def _dropout(b: Builder) -> str:
-    return f"F.dropout({b.value()}, 0.{1 + b.number(5)})"
+    return f"F.dropout({b.value()}.contiguous(), 0.{1 + b.number(5)})"
 
 
 OPERATORS: list[tuple[str, Operator]] = [
@@ -62,11 +64,11 @@ OPERATORS: list[tuple[str, Operator]] = [
     ("random dropout", _dropout),
     ("random dropout in place", _unary("F.dropout({x} + 0, 0.5, inplace=True)")),
     ("random own bernoulli", _unary("{x} * torch.bernoulli(torch.sigmoid({x}))")),
-    ("random normal", _unary("{x} + 0.1 * torch.randn_like({x})")),
+    ("random normal", _unary("{x} + 0.1 * torch.randn_like({x}.contiguous())")),
     ("random uniform", _unary("{x} * torch.rand({x}.shape, dtype={x}.dtype)")),
     ("random rows", _unary("{x}[torch.randperm({x}.shape[0])]")),
     ("random leaky", _unary("F.rrelu({x}, training=True)")),
-    ("random mask", _unary("{x}.masked_fill(torch.rand_like({x}) < 0.3, 0.25)")),
+    ("random mask", _unary("{x}.masked_fill(torch.rand_like({x}.contiguous()) < 0.3, 0.25)")),
     ("random integers", _unary("{x} * torch.randint(0, 3, {x}.shape)")),
     ("random written", _unary("{x} * torch.empty_like({x}).uniform_(0.5, 1.5)")),
 ]
