@@ -19,7 +19,10 @@ from satcompile.known_optimizers import OPTIMIZERS
 from satcompile.residency import Residency, gradient_bytes
 from satcompile.torch_compat import is_of_compiled_graph, saved_by
 
-NOTHING_OUTSIDE = Residency()
+_NOTE = (
+    "code that Dynamo did not compile ran in the step: what it holds counts as inputs and parameters, "
+    "what it allocates for a moment is not known (option 'reserve')"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Outside:
     def residency(self) -> Residency:
         """Of the leaves."""
         state, notes = OPTIMIZERS.state_bytes(self.leaves)
+        if self.saved or self.leaves:
+            notes = (*notes, _NOTE)
         return Residency(
             parameters=sum(leaf.untyped_storage().nbytes() for leaf in self.leaves),
             gradients=gradient_bytes(self.leaves),

@@ -253,7 +253,7 @@ class Step:
         found = held_outside(tensors)
         counted = self.counted
         new = [leaf for leaf in found.leaves if id(leaf) not in counted]
-        residency = Outside((), new).residency
+        residency = Outside(found.saved, new).residency
         self._lasting |= {id(leaf) for leaf in new} | {storage_key(leaf) for leaf in new}
         return residency.with_inputs(sum([self.new_bytes(tensor) for tensor in found.saved]))
 

@@ -568,6 +568,8 @@ def test_what_eager_code_between_graphs_holds_counts(
             clear_gradients(model)
             peak_bytes = satcompile.measure_peak(lambda: loss_of(run, x), device)
     assert "code that Dynamo did not compile" in caplog.text
+    notes = satcompile.report(model).graphs[-1].notes
+    assert any("code that Dynamo did not compile" in note for note in notes)
     taken_bytes = parameter_bytes(model) + x.nbytes + peak_bytes
     graphs = satcompile.report(model).graphs
     predicted_bytes = max(graph.predicted_peak_bytes for graph in graphs)
