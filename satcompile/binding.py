@@ -46,6 +46,7 @@ from satcompile.shares import (
     step_peak_bytes,
 )
 from satcompile.sizes import format_bytes
+from satcompile.sparsity.scores import map_bytes
 from satcompile.steps import STEPS, Alone, Beside, Call, Step
 from satcompile.torch_compat import planning_for
 
@@ -198,7 +199,7 @@ class BoundGraph:
         call = STEPS.begin(self, inputs, self._instance(trained))
         call.sizes = self.compilation.first_sizes
         try:
-            residency = measure_residency(inputs, call.step.counted)
+            residency = measure_residency(inputs, call.step.counted) + self._maps_of(trained)
             self._offered(inputs)
             before, after = call.before(), call.after()
             return self._choose(call, inputs, residency, before, after, inputs).planned
@@ -325,9 +326,18 @@ class BoundGraph:
         found = measure_residency(stays, known)
         # Torch marks what lasts when it compiles, in the instance for which it does.
         residency = replace(found, parameters=found.parameters + found.inputs, inputs=0)
+        if not call.is_repeated:
+            residency += self._maps_of([args[position] for position in self._trained])
         place = _Place(residency, frozenset(known - counted))
         self._places[call.who, call.trail, gradients, OPTIMIZERS.version] = place
         return place
+
+    def _maps_of(self, trained: Sequence[torch.Tensor]) -> Residency:
+        """What is kept of sparse training besides the optimizer's own state."""
+        sparsity = self.compilation.options.sparsity
+        if sparsity is None:
+            return Residency()
+        return Residency(optimizer_state=map_bytes(sparsity.score, trained, sparsity.block))
 
     def _offered(self, args: Sequence[Any]) -> frozenset[int]:
         """Gradients that the backward may hand to their optimizer; from now on planned for."""

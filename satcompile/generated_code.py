@@ -586,12 +586,13 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def _may_need_workspace(op: Any) -> bool:
-    """Whether a call may take memory of its own and can be tried: functional, of torch's own."""
+    """Whether a call may take memory of its own and can be tried: functional, of torch's own or ours."""
     if not isinstance(op, torch._ops.OpOverload):
         return "convolution" in getattr(op, "__name__", "")  # among Inductor's extern kernels
     returned = [result.alias_info for result in op._schema.returns]
     is_view = any(info is not None for info in returned)
-    return op.namespace in ("aten", "mkldnn") and not op._schema.is_mutable and not is_view
+    is_known = op.namespace in ("aten", "mkldnn", "satcompile")
+    return is_known and not op._schema.is_mutable and not is_view
 
 
 def _is_tensor(value: Any) -> bool:

@@ -43,11 +43,12 @@ class Mask:
         self.score: torch.Tensor | None = None
         self.is_scoring = True
         self._is_forward_dense = False
-        self._incoming: torch.Tensor | None = None
+        self._incoming: torch.Tensor | None = None  # kept: what a step leaves would not be counted
+        self._has_incoming = False
 
     def set(self, trained: torch.Tensor, forward: torch.Tensor | None) -> None:
         """Maps of bool; ``forward`` lies within ``trained``."""
-        self._incoming = None
+        self._has_incoming = False
         self.trained = Pattern(self.grid, trained.clone())
         if forward is not None and not self._is_forward_dense:
             self.forward = Pattern(self.grid, forward.clone())
@@ -64,13 +65,20 @@ class Mask:
         if self.settings.score not in FROM_GRADIENTS:
             return
         found = tile_scores(self.settings.score, self.grid, weight.detach(), gradient)
-        self._incoming = found if self._incoming is None else self._incoming + found
+        if self._incoming is None or self._incoming.device != found.device:
+            self._incoming = found
+        elif self._has_incoming:
+            self._incoming += found
+        else:
+            self._incoming.copy_(found)
+        self._has_incoming = True
 
     def take_incoming(self, weight: torch.Tensor) -> torch.Tensor | None:
         """The step's scores, on the weight's device; None where no gradient came."""
         if self.settings is not None and self.settings.score == "magnitude":
             return tile_scores("magnitude", self.grid, weight.detach(), None)
-        found, self._incoming = self._incoming, None
+        found = self._incoming if self._has_incoming else None
+        self._has_incoming = False
         return found
 
 

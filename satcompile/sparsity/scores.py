@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -48,6 +49,18 @@ def tile_scores(
             values = (weights[strip] * gradients[strip].to(dtype)).abs_()
         sums.append(grid.sums(values.to(dtype)))
     return torch.cat(sums)
+
+
+def map_bytes(score: Score, weights: Iterable[torch.Tensor], block: int) -> int:
+    """Of the maps into which steps that score put what they find, from the first one on. Of weights
+    that may be cut, as if all of them were."""
+    if score not in FROM_GRADIENTS:
+        return 0
+    grids = [(Grid.of(w.shape, block), w.dtype) for w in weights if w.dim() > 1]
+    return sum(
+        grid.down * grid.across * torch.promote_types(dtype, torch.float32).itemsize
+        for grid, dtype in grids
+    )
 
 
 def random_scores(grid: Grid, seed: int) -> torch.Tensor:

@@ -30,6 +30,17 @@ class Mlp(nn.Module):
         return x + self.second(self.norm(torch.tanh(self.first(x))))
 
 
+class Whole(nn.Module):
+    """With its loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).square().mean()
+
+
 class Everything(nn.Module):
     """Each way in which a weight can be used that is cut into tiles, and some that are not."""
 
@@ -558,6 +569,31 @@ def test_with_a_budget_and_updates_in_the_backward() -> None:
         assert graph.resident_bytes + peak_bytes <= graph.budget_bytes
         trained.end_step()
     assert all(p.grad is None for p in trained.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_scoring_takes_is_predicted(dtype: torch.dtype) -> None:
+    """A step that scores looks at strips of each weight and its gradient: here, half of them."""
+    model = nn.Sequential(
+        nn.Linear(256, 256, bias=False), nn.Tanh(), nn.Linear(256, 256, bias=False)
+    )
+    trained = Trained(
+        Whole(model).to(dtype), {"density": 0.5, "block": 128, "interval": 8},
+        {"memory_budget": "1GiB"}, loss_of=lambda loss: loss,
+    )  # fmt: skip
+    x = torch.randn(8, 256, dtype=dtype)
+    trained.step(x)
+    report = satcompile.report(trained.run).graphs[0].sparsity
+    assert report is not None
+    for is_scoring in (False, True):
+        while report.is_scoring is not is_scoring:
+            trained.step(x)
+        peak_bytes = satcompile.measure_peak(lambda: trained.backward(x))
+        trained.end_step()
+        graph = satcompile.report(trained.run).graphs[0]
+        assert graph.prediction == "generated code"
+        assert graph.resident_bytes + peak_bytes <= graph.predicted_peak_bytes
+    assert graph.resident_bytes + peak_bytes >= 0.97 * graph.predicted_peak_bytes
 
 
 def test_the_report_follows_the_training() -> None:
