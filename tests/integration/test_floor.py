@@ -118,9 +118,7 @@ def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch)
     of the second must see it."""
 
     def promised(*_: Any) -> SimpleNamespace:
-        return SimpleNamespace(
-            is_training=True, step_peak_bytes=0, settings={"limit_bytes": 2**40}
-        )  # fmt: skip
+        return SimpleNamespace(is_within=lambda _: True, settings={"limit_bytes": 2**40})
 
     monkeypatch.setattr(compilation, "_ROUNDS", 0)
     monkeypatch.setattr(compilation.Compilation, "_floor", promised)
