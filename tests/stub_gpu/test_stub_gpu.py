@@ -13,15 +13,13 @@ from tests.stub_gpu.stub import Stub
 SMALL_WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":0:0"}  # beside which small budgets mean something
 MIB = 2**20
 
-# Not "llama, sparse": where no kernel runs, gradients are not finite, and every step scores tiles,
-# which takes more than the plain step that is predicted.
 # By three, so that two processes have as much to do: a process imports torch for 10 seconds.
 GROUPS = (
     ("dense", "dropout", "convolutions", "llama", "llama, bf16", "llama, autocast"),
     ("llama, dynamic", "llama, deterministic", "llama, adapters", "llama, tied", "gpt2", "experts"),
     (
         "llama, updates in the backward", "reductions", "dense, memory planning",
-        "dense, combo kernels", "dense, cooperative", "dense, partitions",
+        "dense, combo kernels", "dense, cooperative", "dense, partitions", "llama, sparse",
     ),
 )  # fmt: skip
 
@@ -30,7 +28,9 @@ def check_prediction(found: dict[str, Any]) -> None:
     """To the byte, but for what operators take inside: that is known in units of 512."""
     name = found["case"]
     assert found["prediction"] == "generated code" and not found["notes"], name
-    assert 0 <= found["predicted_bytes"] - found["requested_bytes"] <= 2048, name
+    # What is predicted of a sparse step is one that scores tiles, which takes strips of a weight.
+    slack_bytes = 2048 if "sparse" not in name else 0.01 * found["requested_bytes"]
+    assert 0 <= found["predicted_bytes"] - found["requested_bytes"] <= slack_bytes, name
     assert found["allocated_bytes"] <= 1.01 * found["predicted_bytes"], name
 
 
