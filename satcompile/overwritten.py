@@ -13,6 +13,7 @@ made of it, would find the new contents. Torch's own partitioner lets both happe
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,8 @@ def keep_what_is_read(joint: fx.GraphModule, num_forward_outputs: int) -> None:
             _read_from_copy(joint.graph, placeholder, owners)
         else:
             for reader in readers:
-                must_be_saved(reader)
+                for node in _with_results(reader):
+                    must_be_saved(node)
     joint.recompile()
 
 
@@ -76,6 +78,12 @@ def _readers(placeholder: fx.Node, owners: dict[fx.Node, fx.Node]) -> Iterator[f
         reads = any(owners[argument] is placeholder for argument in node.all_input_nodes)
         if reads and owner is not placeholder and node.op == "call_function":
             yield node
+
+
+def _with_results(node: fx.Node) -> list[fx.Node]:
+    """The operation, and of one with several results each of them: torch's partitioner goes by the
+    operation's tag for whether it is computed again, and by theirs for what it may save."""
+    return [node, *(user for user in node.users if user.target is operator.getitem)]
 
 
 def _read_from_copy(graph: fx.Graph, placeholder: fx.Node, owners: dict[fx.Node, fx.Node]) -> None:

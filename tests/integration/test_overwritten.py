@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import satcompile
 from satcompile.errors import VerificationError
@@ -51,6 +52,22 @@ class Views(Reading):
         with torch.no_grad():
             self.kept[2:4] = features[:2]
         return (mixed * rows.sum(0)).cos().sum() + (self.kept.clone() * features[:8]).sum()
+
+
+class Statistics(Reading):
+    """A region, to be computed again, has an operation of several results read the buffer. (Eager's
+    would read again, what was written since.)"""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def region(x: torch.Tensor) -> torch.Tensor:
+            variance, mean = torch.var_mean(self.kept, 1)
+            return (self.layer(x) * variance - mean).sin()
+
+        is_compiling = torch.compiler.is_compiling()
+        features = checkpoint(region, x, use_reentrant=False) if is_compiling else region(x)
+        with torch.no_grad():
+            self.kept.add_(features[:8])
+        return features.cos().sum()
 
 
 class Codebook(Reading):
@@ -124,6 +141,7 @@ def _tightly(model: nn.Module) -> Any:
     [
         (Queue, False),
         (Codebook, False),
+        (Statistics, False),
         *(
             pytest.param(kind, True, marks=pytest.mark.slow)
             for kind in (Queue, Codebook, Views, Pointwise, Momentum)
