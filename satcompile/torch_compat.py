@@ -741,14 +741,16 @@ class CompilationContext:
     """What surrounds a backend's call in Dynamo, kept to compile the same graph once more.
 
     Fake tensors, symbolic sizes and their guards live in it. ``TracingContext``,
-    ``CompileContext``, ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``:
-    2.11, 2.13.
+    ``CompileContext``, ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``,
+    ``TensorifyState.force_specializations``: 2.11, 2.13, 2.14.
     """
 
     def __init__(self) -> None:
+        from torch._dynamo.symbolic_convert import TensorifyState
         from torch._guards import CompileContext, TracingContext
 
         self._tracing, self._compile = TracingContext.try_get(), CompileContext.try_get()
+        self._constant_floats = frozenset(TensorifyState.force_specializations)
         # Autocast decides what is traced; Dynamo guards on it, but a report is asked for anywhere.
         self._autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -760,10 +762,24 @@ class CompilationContext:
         """Gradients and autocast as they were in Dynamo's call."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(self._floats_known())
             for kind, dtype, enabled in self._autocast:
                 if enabled != torch.is_autocast_enabled(kind) or enabled:
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
             yield
+
+    @contextlib.contextmanager
+    def _floats_known(self) -> Iterator[None]:
+        """Which of Python's floats have become constants. AOTAutograd asks Dynamo to begin again
+        with each that it does not know for one, and Dynamo forgets them when it is done."""
+        from torch._dynamo.symbolic_convert import TensorifyState
+
+        before = set(TensorifyState.force_specializations)
+        TensorifyState.force_specializations |= self._constant_floats
+        try:
+            yield
+        finally:
+            TensorifyState.force_specializations &= before
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:

@@ -9,7 +9,12 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import checkpoint
 
-from satcompile.torch_compat import copy_of_captured, is_part_of_call, rewriting_last
+from satcompile.torch_compat import (
+    CompilationContext,
+    copy_of_captured,
+    is_part_of_call,
+    rewriting_last,
+)
 
 
 class Checkpointed(torch.nn.Module):
@@ -130,3 +135,16 @@ def test_a_graph_that_is_one_of_several_is_known_for_that(
     else:
         torch.compile(model, backend=backend)(torch.ones(2))
     assert found == parts
+
+
+def test_floats_that_became_constants_are_so_when_a_graph_is_planned_anew() -> None:
+    """Else AOTAutograd would ask for Dynamo to begin again, which is not there (Gemma 3's scale)."""
+    from torch._dynamo.symbolic_convert import TensorifyState
+
+    TensorifyState.clear()
+    TensorifyState.specialize("zf0")
+    context = CompilationContext()
+    TensorifyState.clear()
+    with context._modes():
+        assert TensorifyState.should_specialize("zf0")
+    assert TensorifyState.empty()
