@@ -134,7 +134,8 @@ class Study:
             self.floor_bytes = self._floor()
         above = FLOOR_MARGIN * self.floor_bytes
         if budget == NEAR_FLOOR:
-            above = max(above, NEAR_SHARE * ((self.default_bytes or 0) - self.floor_bytes))
+            default_bytes = self.default_bytes or self._torch_bytes()
+            above = max(above, NEAR_SHARE * (default_bytes - self.floor_bytes))
         return self.floor_bytes + int(above)
 
     def _floor(self) -> int:
@@ -153,8 +154,14 @@ class Study:
                 break
         if asked == 1:
             raise RuntimeError("a budget of one byte was accepted")
-        self.default_bytes = self.default_bytes or asked
         return asked
+
+    def _torch_bytes(self) -> int:
+        """What a step of torch.compile's takes, with what is there before it; 0 where it fails."""
+        if self.torch is None:
+            return 0
+        there = [*self.model.parameters(), *self.model.buffers(), *self.inputs.values()]
+        return self.torch.peak_bytes + sum(t.nbytes for t in there if isinstance(t, torch.Tensor))
 
     def _runner(self, model: Callable[..., Any]) -> Callable[[], Any]:
         def run() -> Any:
