@@ -282,7 +282,8 @@ class BoundGraph:
         input_bytes = sum([step.new_bytes(tensor) for tensor in inputs])
         call.borrowed_bytes = step.borrowed_bytes - borrowed_bytes
         lasting = call.lasting
-        if comes_from_eager(inputs):
+        # A share is of each graph's own default, which knows nothing of its neighbours.
+        if self._asked.share is None and comes_from_eager(inputs):
             outside = step.outside_of(inputs)
             input_bytes += outside.inputs
             lasting += outside.with_inputs(0)

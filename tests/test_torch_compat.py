@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from satcompile.torch_compat import (
     CompilationContext,
+    StorageReferences,
     copy_of_captured,
     is_part_of_call,
     rewriting_last,
@@ -148,3 +149,15 @@ def test_floats_that_became_constants_are_so_when_a_graph_is_planned_anew() -> N
     with context._modes():
         assert TensorifyState.should_specialize("zf0")
     assert TensorifyState.empty()
+
+
+def test_a_storage_is_referred_to_by_its_own_address() -> None:
+    """What is given back later is the address that was looked up."""
+    storage = torch.ones(3).untyped_storage()
+    address = storage._weak_ref()
+    torch.UntypedStorage._free_weak_ref(address)
+    assert address == storage._cdata
+    references = StorageReferences()
+    assert references.add(storage)
+    assert not references.add(torch.ones(0).set_(storage).untyped_storage())
+    assert references.addresses() == {address}

@@ -585,6 +585,17 @@ def test_what_eager_code_between_graphs_holds_counts(
             loss_of(run, x)
 
 
+def test_a_share_of_a_graph_s_default_knows_nothing_of_eager_code(device: str) -> None:
+    """As it knows nothing of other graphs: beside what eager code holds, no plan would be within."""
+    model, x = PartlyEager(4, 32).double().to(device), batch(device, 512)
+    run = within(model, "90% of default")
+    for _ in range(2):
+        clear_gradients(model)
+        loss_of(run, x)
+    for graph in satcompile.report(model).graphs:
+        assert graph.predicted_peak_bytes <= graph.budget_bytes
+
+
 @pytest.mark.slow
 def test_graph_breaks_below_the_whole_step_s_floor(device: str) -> None:
     """The first graph knows its own floor only; the second step knows the whole's."""
