@@ -131,12 +131,7 @@ def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """Tells storages that are alive apart."""
-    return key_of(tensor.untyped_storage())
-
-
-def key_of(storage: torch.UntypedStorage) -> int:
-    """``storage_key`` of the tensors that have it."""
-    return int(storage._cdata)
+    return int(tensor.untyped_storage()._cdata)
 
 
 def gradient_bytes(parameters: Iterable[torch.Tensor]) -> int:
