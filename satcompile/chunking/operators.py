@@ -11,12 +11,21 @@ import torch
 _library = torch.library.Library("satcompile", "FRAGMENT")
 _library.define("add_share(Tensor total, Tensor share) -> Tensor")
 
+_PARTS = 16
+
 ADD_SHARE = torch.ops.satcompile.add_share.default
 
 
 @torch.library.impl(_library, "add_share", "CompositeExplicitAutograd")
 def _add_share(total: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    return total + share
+    if total.device.type != "cpu" or not total.dim():
+        return total + share
+    # A CPU's addition widens the whole share first, which in parts of its rows is a part of it.
+    added = torch.empty_like(total)
+    rows = -(-len(total) // _PARTS)
+    for out, one, other in zip(*(t.split(max(rows, 1)) for t in (added, total, share)), strict=True):
+        torch.add(one, other, out=out)
+    return added
 
 
 @torch.library.register_fake("satcompile::add_share", lib=_library)

@@ -87,13 +87,16 @@ def autocast() -> Any:
 
 
 @pytest.mark.slow
-def test_half_precision_is_as_near_to_single_as_eager_s() -> None:
+def test_half_precision_is_as_near_to_single_as_eager_s_and_within_its_budget() -> None:
     model, inputs = built(gpt2)
     exact = step_gradients(model, model, inputs)
     eager = step_gradients(model, model, inputs, context=autocast)
     run = compiled(model, "85% of default")
     ours = step_gradients(run, model, inputs, context=autocast)
+    graph = only_graph(run)
     assert "in 8 chunks" in said(run)
+    peak_bytes = graph.resident_bytes + measured(run, model, inputs, autocast)
+    assert peak_bytes <= min(graph.predicted_peak_bytes, 0.85 * graph.default_peak_bytes)
     for name, gradient in exact.items():
         error, theirs = (ours[name] - gradient).norm(), (eager[name] - gradient).norm()
         assert error <= 1.1 * theirs + 1e-6 * gradient.norm(), name
