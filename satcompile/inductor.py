@@ -384,7 +384,7 @@ class Attempt:
             raise CodeOnly if self.dry else OverLimit
         wanted_bytes = max(self.limit_bytes or 0, self.default_within_bytes)
         is_low_enough = self.outcome.plan.profile.peak_bytes <= wanted_bytes
-        if self.accept_bytes is not None and not is_low_enough:
+        if self.accept_bytes is not None and not is_low_enough and not self.lowest_peak:
             raise OverLimit  # the lowest plan that is known: whoever tightens asks for its code
 
     def _is_over(self) -> bool:

@@ -218,6 +218,24 @@ def test_a_named_floor_is_met_and_not_above_the_default() -> None:
     assert named(model, x, floor_bytes // 2) == floor_bytes
 
 
+def test_where_the_lowest_plan_fits_no_others_are_generated(monkeypatch: Any) -> None:
+    """Each of them costs about what torch.compile costs as a whole."""
+    model, x = small("widths")
+    floor_bytes = named(model, x, 1)
+    asked = []
+    low_attempts = compilation.Compilation._low_attempts
+
+    def counted(self: Any, inputs: Any) -> Any:
+        asked.append(self)
+        return low_attempts(self, inputs)
+
+    monkeypatch.setattr(compilation.Compilation, "_low_attempts", counted)
+    graph = step(model, x, floor_bytes)
+    assert graph.measured_peak_bytes <= graph.budget_bytes
+    assert not asked
+    assert graph.floor_bytes == floor_bytes and asked  # which the report looks for
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "budgets"),
