@@ -23,7 +23,9 @@ def _add_share(total: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     # A CPU's addition widens the whole share first, which in parts of its rows is a part of it.
     added = torch.empty_like(total)
     rows = -(-len(total) // _PARTS)
-    for out, one, other in zip(*(t.split(max(rows, 1)) for t in (added, total, share)), strict=True):
+    for out, one, other in zip(
+        *(t.split(max(rows, 1)) for t in (added, total, share)), strict=True
+    ):
         torch.add(one, other, out=out)
     return added
 
