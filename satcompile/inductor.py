@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -443,6 +443,8 @@ class Attempt:
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
     ) -> Any:
         torch_compat.spell_out_scaled_sums(gm.graph)
+        if self.outcome is not None and not self.outcome.plan.is_default:
+            torch_compat.keep_products_apart(gm.graph)
         gm.recompile()
         if self.outcome is None or kwargs.get("is_inference"):
             self._mask_inference(gm)
@@ -480,7 +482,7 @@ class Attempt:
                 raise CodeOnly
 
         with (
-            self._fusion_policy(is_backward),
+            self._as_planned(is_backward),
             self._updates_inserted() if is_backward else nullcontext(),
             torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward),
             self._may_be_for_nothing(gm, is_backward),
@@ -594,18 +596,20 @@ class Attempt:
         assert graph.owning_module is not None
         self._note_graphs(updated_backward_graph=graph.owning_module)
 
-    def _fusion_policy(self, is_backward: bool) -> AbstractContextManager[None]:
-        """A plan's backward keeps its order, and chunks stay apart in the forward, too; without
-        a plan of ours Inductor fuses as it will.
+    @contextmanager
+    def _as_planned(self, is_backward: bool) -> Iterator[None]:
+        """A plan's buffers are freed when they are no longer read, its backward keeps its order, and
+        chunks stay apart in the forward, too; without a plan of ours Inductor does as it will.
 
-        The plan follows from the graph and the limit, and so does the policy: the partitioner's
-        uuid covers both.
+        The plan follows from the graph and the limit, and so does this: the partitioner's uuid
+        covers both.
         """
-        if self.outcome is None or self.outcome.plan.is_default:
-            return nullcontext()
-        if is_backward or is_chunked(self.outcome.problem.graph):
-            return torch_compat.fusing_in_order()
-        return nullcontext()
+        with ExitStack() as stack:
+            if self.outcome is not None and not self.outcome.plan.is_default:
+                stack.enter_context(torch_compat.freeing_at_once())
+                if is_backward or is_chunked(self.outcome.problem.graph):
+                    stack.enter_context(torch_compat.fusing_in_order())
+            yield
 
     def _check_allocations(self) -> None:
         """Walk both wrappers."""

@@ -336,6 +336,35 @@ def spell_out_scaled_sums(graph: fx.Graph) -> None:
         node.args, node.kwargs = (base, scaled), {}
 
 
+def keep_products_apart(graph: fx.Graph) -> None:
+    """``add(x, mm)`` becomes ``x - (-mm)``, the same number, where other operations run between the
+    product and the sum: Inductor's pattern for ``addmm`` (2.11 and 2.13) would compute the product at
+    the sum's place, and keep what it reads alive until then. A tied embedding's gradient is such a
+    sum: its product reads the gradient of all logits, and the lookup's share comes last."""
+    aten = torch.ops.aten
+    places = {node: place for place, node in enumerate(_computing(graph))}
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        products = [n for n in node.all_input_nodes if n.target is aten.mm.default]
+        if len(node.all_input_nodes) != 2 or not products or node.kwargs:
+            continue
+        product = min(products, key=places.__getitem__)
+        if places[node] - places[product] <= 1:
+            continue
+        (other,) = set(node.all_input_nodes) - {product}
+        with graph.inserting_before(node):
+            negative = graph.call_function(aten.neg.default, (product,))
+        negative.meta = dict(product.meta)
+        node.target, node.args = aten.sub.Tensor, (other, negative)
+
+
+def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Nodes that are not views of another, in order."""
+    for node in graph.nodes:
+        returned = getattr(getattr(node.target, "_schema", None), "returns", ())
+        if not any(result.alias_info is not None for result in returned):
+            yield node
+
+
 def updated_inputs(joint: fx.GraphModule, num_forward_outputs: int) -> list[fx.Node]:
     """Inputs into which AOTAutograd's runtime copies a result once the forward has returned: those
     that the forward updates and that need a gradient. ``InputMutationAOTOutput``: 2.11, 2.13."""
@@ -519,6 +548,29 @@ def fusing_in_order() -> Iterator[None]:
 
     with V.set_choices_handler(InOrder()):
         yield
+
+
+@contextlib.contextmanager
+def freeing_at_once() -> Iterator[None]:
+    """In graphs compiled inside, a buffer is freed behind its last reader, as a plan counts it.
+
+    Inductor else keeps one of the size that a later kernel wants, where by its own estimate the peak
+    is not higher for it. Where the next kernel wants it, that stays. The caller's cache key must tell
+    this. ``AllocateLine.should_reuse_buffer``: 2.11, 2.13, 2.14.
+    """
+    from torch._inductor.codegen.wrapper import AllocateLine
+
+    original = AllocateLine.should_reuse_buffer
+
+    def should_reuse_buffer(self: Any, free_line: Any, size: int) -> bool:
+        is_next = free_line.scheduler_node_index + 1 == self.scheduler_node_index
+        return bool(self.comm_buffer or is_next)
+
+    AllocateLine.should_reuse_buffer = should_reuse_buffer  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AllocateLine.should_reuse_buffer = original  # type: ignore[method-assign]
 
 
 def _waits_beyond(scheduler: Any, producer: Any, reader: Any) -> bool:
