@@ -44,6 +44,7 @@ from satcompile.passes.recompute import Recompute, Searches, default_saved_nodes
 from satcompile.passes.sparse_forward import SparseForward
 from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.planning_problem import PlanningProblem
+from satcompile.products import keep_products_apart
 from satcompile.solver.search import BudgetSearch
 from satcompile.sparsity import masks
 from satcompile.torch_compat import leaves_behind
@@ -444,7 +445,7 @@ class Attempt:
     ) -> Any:
         torch_compat.spell_out_scaled_sums(gm.graph)
         if self.outcome is not None and not self.outcome.plan.is_default:
-            torch_compat.keep_products_apart(gm.graph)
+            keep_products_apart(gm.graph)
         gm.recompile()
         if self.outcome is None or kwargs.get("is_inference"):
             self._mask_inference(gm)

@@ -336,35 +336,6 @@ def spell_out_scaled_sums(graph: fx.Graph) -> None:
         node.args, node.kwargs = (base, scaled), {}
 
 
-def keep_products_apart(graph: fx.Graph) -> None:
-    """``add(x, mm)`` becomes ``x - (-mm)``, the same number, where other operations run between the
-    product and the sum: Inductor's pattern for ``addmm`` (2.11 and 2.13) would compute the product at
-    the sum's place, and keep what it reads alive until then. A tied embedding's gradient is such a
-    sum: its product reads the gradient of all logits, and the lookup's share comes last."""
-    aten = torch.ops.aten
-    places = {node: place for place, node in enumerate(_computing(graph))}
-    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
-        products = [n for n in node.all_input_nodes if n.target is aten.mm.default]
-        if len(node.all_input_nodes) != 2 or not products or node.kwargs:
-            continue
-        product = min(products, key=places.__getitem__)
-        if places[node] - places[product] <= 1:
-            continue
-        (other,) = set(node.all_input_nodes) - {product}
-        with graph.inserting_before(node):
-            negative = graph.call_function(aten.neg.default, (product,))
-        negative.meta = dict(product.meta)
-        node.target, node.args = aten.sub.Tensor, (other, negative)
-
-
-def _computing(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Nodes that are not views of another, in order."""
-    for node in graph.nodes:
-        returned = getattr(getattr(node.target, "_schema", None), "returns", ())
-        if not any(result.alias_info is not None for result in returned):
-            yield node
-
-
 def updated_inputs(joint: fx.GraphModule, num_forward_outputs: int) -> list[fx.Node]:
     """Inputs into which AOTAutograd's runtime copies a result once the forward has returned: those
     that the forward updates and that need a gradient. ``InputMutationAOTOutput``: 2.11, 2.13."""
