@@ -70,4 +70,3 @@ def _is_view(node: fx.Node) -> bool:
     """Whether what it gives lies in memory of what it reads."""
     returned = getattr(getattr(node.target, "_schema", None), "returns", ())
     return any(result.alias_info is not None for result in returned)
-

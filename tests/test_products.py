@@ -19,7 +19,7 @@ def sum_of_product(*places: str, primals: bool = False) -> fx.GraphModule:
     the product reads; ``other``, which does not; and the sum."""
     graph = fx.Graph()
     x, y, z = (graph.placeholder(name) for name in ("x", "y", "z"))
-    a, b = ((x, y) if primals else (graph.call_function(aten.exp.default, (n,)) for n in (x, y)))
+    a, b = (x, y) if primals else (graph.call_function(aten.exp.default, (n,)) for n in (x, y))
     if primals:
         x.name, y.name = "primals_1", "primals_2"
     made: dict[str, fx.Node] = {}

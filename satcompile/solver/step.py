@@ -137,16 +137,11 @@ def forward_order(step: Step, saved: Iterable[int]) -> list[int]:
 
 def early_forward_order(step: Step, saved: Iterable[int]) -> list[int]:
     """``forward_order`` with what only the backward needs moved up to right behind what it reads,
-    and behind what else of the forward reads that, where that ends the life of more bytes than it
-    makes: masks of activations, differences from a mean, a softmax's exponentials. In the joint
-    graph they stand behind the whole forward, as their readers do."""
+    where that ends the life of more bytes than it makes: masks of activations, differences from
+    a mean. In the joint graph they stand behind the whole forward, as their readers do."""
     saved, sizes, makers = frozenset(saved), step.storage_bytes, step.makers()
     order = forward_order(step, saved)
     lasting = saved | step.outputs | step.transient_outputs
-    last_read: dict[int, int] = {}  # by what does not move
-    for index in order:
-        if step.operations[index].phase is Phase.FORWARD:
-            last_read.update(dict.fromkeys(step.operations[index].reads, index))
     place: dict[int, int] = {}
     for index in order:
         operation = step.operations[index]
@@ -155,8 +150,7 @@ def early_forward_order(step: Step, saved: Iterable[int]) -> list[int]:
         if operation.phase is Phase.EITHER and read and not operation.stays:
             ended_bytes = sum(sizes[s] for s in read if s not in lasting)
             if ended_bytes and ended_bytes >= sum(sizes[s] for s in operation.writes):
-                behind = max(max(place[makers[s]], last_read.get(s, 0)) for s in read)
-                place[index] = min(index, behind)
+                place[index] = max(place[makers[s]] for s in read)
     return sorted(order, key=lambda index: (place[index], index))
 
 

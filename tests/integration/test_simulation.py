@@ -1,4 +1,4 @@
-"""Generated code keeps to its plan: what it allocates at the peak is what was simulated.
+"""Generated code keeps to its plan: it allocates no more at the peak than was simulated.
 
 Each byte above is one by which the next limit is tightened, at the price of another code generation
 and of more recomputation.
@@ -60,7 +60,7 @@ class Stack(nn.Module):
 
 @pytest.mark.parametrize("make", [Tied, Stack])
 @pytest.mark.parametrize("share", ["85% of default", "75% of default"])
-def test_code_takes_what_was_simulated(make: Callable[[], nn.Module], share: str) -> None:
+def test_code_takes_no_more_than_was_simulated(make: Callable[[], nn.Module], share: str) -> None:
     torch.manual_seed(0)
     torch.compiler.reset()
     model, tokens = make(), torch.randint(0, 200, (4, 32))
@@ -70,4 +70,4 @@ def test_code_takes_what_was_simulated(make: Callable[[], nn.Module], share: str
     (graph,) = satcompile.report(run).graphs
     assert graph.prediction == "generated code" and graph.rounds == 1
     simulated_bytes = graph.timeline.peak_bytes
-    assert abs(graph.predicted_peak_bytes - simulated_bytes) <= MARGIN * simulated_bytes
+    assert graph.predicted_peak_bytes <= (1 + MARGIN) * simulated_bytes

@@ -12,7 +12,6 @@ from satcompile.solver.step import (
     StepOperation,
     backward_order,
     captured_backward_order,
-    early_forward_order,
     forward_order,
     simulate,
     simulate_orders,
@@ -324,30 +323,6 @@ def test_incoming_gradients_are_not_written_over():
         tangents=frozenset([0]),
     )
     assert simulate(step, ()).peak_bytes == 20
-
-
-def test_what_the_backward_alone_reads_takes_the_place_of_what_it_is_made_of():
-    """As a softmax's exponentials take the logits' place, once the loss has read those."""
-    logits, exponentials, loss = 1, 2, 3
-    step = Step(
-        [
-            StepOperation("logits", (0,), (logits,), F),
-            StepOperation("loss", (logits,), (loss,), F, fusible=True, reduces=True),
-            StepOperation("next", (loss,), (4,), F, fusible=True, reduces=True),
-            StepOperation("exponentials", (logits,), (exponentials,), E, fusible=True),
-            StepOperation("gradient", (5, exponentials), (6,), B),
-        ],
-        [0, 100, 100, 1, 1, 1, 1],
-        outputs=frozenset([4]),
-        transient_outputs=frozenset(),
-        gradients=frozenset([6]),
-        tangents=frozenset([5]),
-    )
-    order = early_forward_order(step, {exponentials})
-    assert [step.operations[i].name for i in order] == ["logits", "loss", "exponentials", "next"]
-    backward = backward_order(step, {exponentials})
-    profile = simulate_orders(step, order, backward, frozenset({exponentials}))
-    assert profile.forward.peak_bytes == 102
 
 
 def test_transient_outputs_are_gone_when_the_backward_begins():
