@@ -12,6 +12,7 @@ import transformers
 from transformers.modeling_outputs import CausalLMOutput
 
 import satcompile
+from satcompile.chunking.operators import ADD_SHARE
 from tests.integration.training import (
     assert_same_gradients,
     measured,
@@ -100,6 +101,16 @@ def test_half_precision_is_as_near_to_single_as_eager_s_and_within_its_budget() 
     for name, gradient in exact.items():
         error, theirs = (ours[name] - gradient).norm(), (eager[name] - gradient).norm()
         assert error <= 1.1 * theirs + 1e-6 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (5, 3), (16, 2), (100, 3)])
+@pytest.mark.parametrize("share_dtype", [torch.bfloat16, torch.float32])
+def test_shares_are_added_as_a_plain_sum_would(
+    shape: tuple[int, ...], share_dtype: torch.dtype
+) -> None:
+    total, share = torch.randn(shape), torch.randn(shape).to(share_dtype)
+    found = ADD_SHARE(total, share)
+    assert found.dtype == total.dtype and torch.equal(found, total + share)
 
 
 @pytest.mark.slow

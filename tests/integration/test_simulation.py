@@ -18,20 +18,6 @@ import satcompile
 MARGIN = 0.01
 
 
-class Tied(nn.Module):
-    """Its vocabulary's gradient is a sum of the first product of the backward and its last lookup."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(200, 16)
-        self.layers = nn.Sequential(*(gated() for _ in range(3)))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.layers(self.embedding(tokens))
-        logits = hidden @ self.embedding.weight.t()
-        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-
-
 class Gated(nn.Module):
     """Many values of the same size, of which Inductor would keep some for later ones."""
 
@@ -45,14 +31,24 @@ class Gated(nn.Module):
         return x + self.down(nn.functional.silu(self.gate(inner)) * self.up(inner))
 
 
-def gated() -> nn.Module:
-    return Gated()
+class Tied(nn.Module):
+    """Its vocabulary's gradient is a sum of the first product of the backward and its last lookup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(200, 16)
+        self.layers = nn.Sequential(*(Gated() for _ in range(3)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.layers(self.embedding(tokens))
+        logits = hidden @ self.embedding.weight.t()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
 
 class Stack(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(gated() for _ in range(4)))
+        self.layers = nn.Sequential(*(Gated() for _ in range(4)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.layers(tokens[..., None].float() / 200 + torch.arange(16) / 16).square().mean()
