@@ -63,8 +63,15 @@ class OverLimit(torch_compat.GenerationStopped):
     """The generated code would allocate more than the attempt's limit."""
 
 
+_BUDGET_OF_REGION = (
+    "The model is annotated with torch.autograd.graph.region_activation_memory_budget: torch's own "
+    "budget and backend='sat' would both decide what is saved. Take the annotation off, and use "
+    "options={'memory_budget': ...} where one is wanted."
+)
+
+
 class _Refused(torch_compat.GenerationStopped):
-    """The generated code is not what it must be; Inductor would wrap the error."""
+    """The graph or its code is not what it must be; torch would wrap the error."""
 
     def __init__(self, error: SatcompileError) -> None:
         super().__init__()
@@ -304,6 +311,8 @@ class Attempt:
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         static = kwargs.get("static_lifetime_input_indices") or []
+        if torch_compat.budget_of_region(gm) is not None:
+            raise _Refused(UnsupportedError(_BUDGET_OF_REGION))
         if self.takes_regions_as_advice:
             self.regions_forgotten = torch_compat.forget_checkpoint_regions(gm)
         graph = TrainingGraph(gm, kwargs["num_fwd_outputs"], static)

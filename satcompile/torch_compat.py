@@ -281,17 +281,15 @@ def default_op_types() -> Any:
     return partitioners.get_default_op_list()
 
 
-def prepare_joint_graph(joint: fx.GraphModule) -> fx.GraphModule:
+def prepare_joint_graph(joint: fx.GraphModule, num_forward_outputs: int) -> fx.GraphModule:
     """What torch's own partitioner does before it decides: dead code, common subexpressions,
     the tags of checkpoint regions, and marks on what must be saved (collectives, operators
-    with effects, sources of mutations). 2.11, 2.13.
+    with effects, sources of mutations). 2.11, 2.13, 2.14.
     """
-    from torch._functorch.compile_utils import fx_graph_cse
-
     joint.graph.eliminate_dead_code()
     joint.recompile()
     if functorch_config.cse:
-        joint.graph = fx_graph_cse(joint.graph)
+        joint.graph = _without_duplicates(joint, num_forward_outputs)
     if partitioners.has_recomputable_ops(joint):
         joint = partitioners.cleanup_recompute_tags(joint, is_default_partition=False)
     if not functorch_config.unsafe_allow_optimization_of_collectives:
@@ -299,6 +297,39 @@ def prepare_joint_graph(joint: fx.GraphModule) -> fx.GraphModule:
     partitioners.force_save_effectful_ops(joint)
     partitioners.force_save_bw_mutation_src(joint)
     return joint
+
+
+def _without_duplicates(joint: fx.GraphModule, num_forward_outputs: int) -> fx.Graph:
+    """From 2.14 on torch keeps what the forward alone needs apart from an equal value that the
+    backward needs; with one value for both the default plan would be another than torch's.
+    ``fx_graph_cse``: 2.11, 2.13; its ``extra_node_key``: 2.14."""
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    if "extra_node_key" not in inspect.signature(fx_graph_cse).parameters:
+        return fx_graph_cse(joint.graph)
+    _, outputs = forward_backward_outputs(joint, num_forward_outputs)
+    needed: set[fx.Node] = set()
+    waiting = [output for output in outputs if isinstance(output, fx.Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    return fx_graph_cse(joint.graph, extra_node_key=lambda node: node in needed)
+
+
+def budget_of_region(joint: fx.GraphModule) -> float | None:
+    """What ``torch.autograd.graph.region_activation_memory_budget`` (2.14), or the mark before it,
+    asks of torch's own partitioner. ``node.meta["memory_budget"]``: 2.11, 2.13;
+    ``_get_memory_budget_annotation``: 2.14."""
+    asked_of = getattr(partitioners, "_get_memory_budget_annotation", lambda node: None)
+    for node in joint.graph.nodes:
+        budget = asked_of(node)
+        if budget is None:
+            budget = node.meta.get("memory_budget")
+        if isinstance(budget, float):
+            return budget
+    return None
 
 
 def forget_checkpoint_regions(joint: fx.GraphModule) -> int:

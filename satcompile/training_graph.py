@@ -41,7 +41,7 @@ class TrainingGraph:
     def __init__(
         self, module: fx.GraphModule, num_forward_outputs: int, static_inputs: Sequence[int]
     ) -> None:
-        self.module = prepare_joint_graph(module)
+        self.module = prepare_joint_graph(module, num_forward_outputs)
         keep_what_is_read(self.module, num_forward_outputs)
         self.num_forward_outputs = num_forward_outputs
         self.static_inputs = list(static_inputs)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from torch import fx
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.utils.checkpoint import checkpoint
 
+import satcompile
+from satcompile.capture import capture
 from satcompile.torch_compat import (
     CompilationContext,
     StorageReferences,
@@ -89,6 +93,34 @@ def test_a_users_pass_keeps_its_place_and_its_key() -> None:
     assert keys["plain", 1] != keys["plain", 2], "code of an unknown pass must not be found again"
 
 
+def test_what_the_forward_alone_needs_is_merged_as_torch_merges_it() -> None:
+    """The cosine is an output of the forward, and the backward of the sine computes one, too."""
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.sin().sum(), x.detach().cos() + 1
+
+    graph = capture(function, torch.randn(8, requires_grad=True)).graph
+    cosines = graph.find_nodes(op="call_function", target=torch.ops.aten.cos.default)
+    keeps_apart = "extra_node_key" in inspect.signature(fx_graph_cse).parameters
+    assert len(cosines) == (2 if keeps_apart else 1)
+
+
+def test_torchs_own_budget_of_a_region_is_refused() -> None:
+    region = getattr(torch.autograd.graph, "region_activation_memory_budget", None)
+    if region is None:
+        pytest.skip("from torch 2.14 on")
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        with region(0.5):
+            return x.sin().cos().sum()
+
+    with pytest.raises(satcompile.UnsupportedError, match="region_activation_memory_budget"):
+        torch.compile(function, backend="sat")(torch.randn(8, requires_grad=True))
+
+
+SKIPS_TORCH_NN = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+
+
 class Inner(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sin()
@@ -114,9 +146,9 @@ class Broken(torch.nn.Module):
         (Inner, True, [False]),
         (Broken, False, [True, True]),
         (Broken, True, [True, True]),
-        # Dynamo skips the frames of torch.nn, unless they are what was compiled.
+        # Before 2.14 Dynamo skips the frames of torch.nn, unless they are what was compiled.
         (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), False, [False]),
-        (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), True, [True]),
+        (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), True, [SKIPS_TORCH_NN]),
     ],
 )
 def test_a_graph_that_is_one_of_several_is_known_for_that(

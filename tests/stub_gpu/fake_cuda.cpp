@@ -6,6 +6,8 @@
 //
 //   STUB_CAPABILITY   80, 90 or 100: which card (default 90)
 //   STUB_BYTES        its memory (default 80 GiB)
+//   STUB_NUMBERS      1: numbers matter, so that a kernel or a product that would do nothing ends the
+//                     process, with its name
 //
 // Preloaded, it comes before torch's own libcudart and libcublas; it is found as libcuda.so.1, too.
 
@@ -38,6 +40,12 @@ namespace {
 long setting(const char* name, long otherwise) {
   const char* text = getenv(name);
   return text ? strtol(text, nullptr, 10) : otherwise;
+}
+
+// A kernel or a product: what it would have computed is missing from here on.
+void skip(const char* name) {
+  static const bool numbers_matter = setting("STUB_NUMBERS", 0);
+  if (numbers_matter) missing(name);
 }
 
 int capability() {
@@ -307,8 +315,12 @@ NOTHING(cudaEventQuery, cudaEvent_t)
 NOTHING(cudaEventSynchronize, cudaEvent_t)
 RUNTIME(cudaEventElapsedTime, float* ms, cudaEvent_t, cudaEvent_t) { return *ms = 1, cudaSuccess; }
 
-NOTHING(cudaLaunchKernel, const void*, dim3, dim3, void**, size_t, cudaStream_t)
-NOTHING(cudaLaunchKernelExC, const cudaLaunchConfig_t*, const void*, void**)
+RUNTIME(cudaLaunchKernel, const void*, dim3, dim3, void**, size_t, cudaStream_t) {
+  return skip("cudaLaunchKernel"), cudaSuccess;
+}
+RUNTIME(cudaLaunchKernelExC, const cudaLaunchConfig_t*, const void*, void**) {
+  return skip("cudaLaunchKernelExC"), cudaSuccess;
+}
 RUNTIME(cudaLaunchHostFunc, cudaStream_t, cudaHostFn_t run, void* data) {
   return run(data), cudaSuccess;
 }
@@ -378,11 +390,17 @@ DRIVER(cuFuncGetAttribute, int* value, CUfunction_attribute which, CUfunction) {
 }
 IDLE(cuFuncSetAttribute, CUfunction, CUfunction_attribute, int)
 IDLE(cuFuncSetCacheConfig, CUfunction, CUfunc_cache)
-IDLE(cuLaunchKernel, CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-     CUstream, void**, void**)
-IDLE(cuLaunchKernelEx, const CUlaunchConfig*, CUfunction, void**, void**)
-IDLE(cuLaunchCooperativeKernel, CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-     unsigned, CUstream, void**)
+DRIVER(cuLaunchKernel, CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+       CUstream, void**, void**) {
+  return skip("cuLaunchKernel"), CUDA_SUCCESS;
+}
+DRIVER(cuLaunchKernelEx, const CUlaunchConfig*, CUfunction, void**, void**) {
+  return skip("cuLaunchKernelEx"), CUDA_SUCCESS;
+}
+DRIVER(cuLaunchCooperativeKernel, CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+       unsigned, CUstream, void**) {
+  return skip("cuLaunchCooperativeKernel"), CUDA_SUCCESS;
+}
 DRIVER(cuOccupancyMaxActiveBlocksPerMultiprocessor, int* blocks, CUfunction, int, size_t) {
   return *blocks = 2, CUDA_SUCCESS;
 }
@@ -486,6 +504,8 @@ DRIVER(cuGetProcAddress_v2, const char* name, void** found, int, cuuint64_t,
 
 #define BLAS(name, ...) \
   API cublasStatus_t name(__VA_ARGS__) { return CUBLAS_STATUS_SUCCESS; }
+#define PRODUCT(name, ...) \
+  API cublasStatus_t name(__VA_ARGS__) { return skip(#name), CUBLAS_STATUS_SUCCESS; }
 
 API cublasStatus_t cublasCreate_v2(cublasHandle_t* made) {
   return *made = new_handle<cublasHandle_t>(), CUBLAS_STATUS_SUCCESS;
@@ -504,25 +524,25 @@ API cublasStatus_t cublasGetPointerMode_v2(cublasHandle_t, cublasPointerMode_t* 
 BLAS(cublasSetSmCountTarget, cublasHandle_t, int)
 
 #define GEMM(name, T)                                                                             \
-  BLAS(name, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const T*,       \
-       const T*, int, const T*, int, const T*, T*, int)
+  PRODUCT(name, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const T*,    \
+          const T*, int, const T*, int, const T*, T*, int)
 #define GEMM_BATCHED(name, T)                                                                     \
-  BLAS(name, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const T*,       \
-       const T*, int, long long, const T*, int, long long, const T*, T*, int, long long, int)
+  PRODUCT(name, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const T*,    \
+          const T*, int, long long, const T*, int, long long, const T*, T*, int, long long, int)
 GEMM(cublasSgemm_v2, float)
 GEMM(cublasDgemm_v2, double)
 GEMM_BATCHED(cublasSgemmStridedBatched, float)
 GEMM_BATCHED(cublasDgemmStridedBatched, double)
-BLAS(cublasGemmEx, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*,
+PRODUCT(cublasGemmEx, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*,
      const void*, cudaDataType, int, const void*, cudaDataType, int, const void*, void*, cudaDataType,
      int, cublasComputeType_t, cublasGemmAlgo_t)
-BLAS(cublasGemmStridedBatchedEx, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
+PRODUCT(cublasGemmStridedBatchedEx, cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
      const void*, const void*, cudaDataType, int, long long, const void*, cudaDataType, int, long long,
      const void*, void*, cudaDataType, int, long long, int, cublasComputeType_t, cublasGemmAlgo_t)
 #define GEMV(name, T)                                                                             \
-  BLAS(name, cublasHandle_t, cublasOperation_t, int, int, const T*, const T*, int, const T*, int, \
-       const T*, T*, int)
-#define DOT(name, T) BLAS(name, cublasHandle_t, int, const T*, int, const T*, int, T*)
+  PRODUCT(name, cublasHandle_t, cublasOperation_t, int, int, const T*, const T*, int, const T*,   \
+          int, const T*, T*, int)
+#define DOT(name, T) PRODUCT(name, cublasHandle_t, int, const T*, int, const T*, int, T*)
 GEMV(cublasSgemv_v2, float)
 GEMV(cublasDgemv_v2, double)
 DOT(cublasSdot_v2, float)
@@ -538,7 +558,7 @@ struct Heuristic {
 };
 API int cublasLtCreate(void** made) { return *made = new_handle<void*>(), 0; }
 API int cublasLtDestroy(void*) { return 0; }
-API int cublasLtMatmul() { return 0; }
+API int cublasLtMatmul() { return skip("cublasLtMatmul"), 0; }
 API int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int,
                                        Heuristic* found, int* count) {
   memset(found, 0, sizeof *found);

@@ -55,6 +55,33 @@ def test_budgets_hold_on_a_gpu(gpu: Stub) -> None:
         assert each["resident_bytes"] + each["requested_bytes"] <= each["budget_bytes"]
 
 
+NUMBERS = (
+    ("budget", "updates in the backward", "chunked", "dropout"),
+    ("convolutions", "sparse", "autocast", "updates by step"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", NUMBERS, ids=lambda names: names[0])
+def test_numbers_are_those_of_the_cpu(gpu: Stub, names: tuple[str, ...]) -> None:
+    """Generated kernels and our own ones run in whole steps, with the CPU's operators beside them."""
+    for found in gpu.run("numbers", *names, STUB_NUMBERS="1", **SMALL_WORKSPACES):
+        name, tolerance = found["case"], 0.03 if found["case"] == "autocast" else 2e-5
+        assert found["losses"] == pytest.approx(found["expected_losses"], rel=tolerance), name
+        assert found["updates"] < 5 * tolerance, name
+        if name == "updates in the backward":
+            assert found["gradients"] is None, name
+            assert found["passes"]["fused_update"].startswith("15 gradients"), name
+        else:
+            assert found["gradients"] < tolerance, name
+        if name == "chunked":
+            assert "in 16 chunks" in found["passes"]["chunked_loss"]
+        if name == "sparse":
+            assert found["tiled"] == 6
+        if name not in ("sparse", "updates by step"):
+            assert found["recomputed"] > 0, name
+
+
 # The default takes 267 MB of a device that would be large enough.
 @pytest.mark.slow
 @pytest.mark.parametrize(
