@@ -6,8 +6,10 @@ and the sizes for which a plan holds.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +43,7 @@ def sat(
     """
     try:
         refuse_mode(mode)
+        _warn_of_untested_torch()
         _refuse_settings()
         return _compile(gm, list(example_inputs), parse(options))
     except SatcompileError as error:
@@ -57,6 +60,19 @@ def _raising(error: SatcompileError) -> Callable[..., Any]:
         raise error
 
     return refused
+
+
+@functools.cache
+def _warn_of_untested_torch() -> None:
+    """Once a process. What is planned is verified with any torch, and what code allocates is read."""
+    if torch_compat.is_untested():
+        newest = ".".join(map(str, torch_compat.NEWEST_TESTED))
+        warnings.warn(
+            f"satcompile was tested with torch up to {newest}, not with this torch "
+            f"{torch.__version__}: where it has moved something that satcompile uses, compiling ends "
+            "with an error. Look for a newer satcompile, or install an older torch.",
+            stacklevel=2,
+        )
 
 
 def _refuse_settings() -> None:

@@ -109,8 +109,17 @@ class _Unknown:
         return _path.get().decide()
 
     def __eq__(self, other: object) -> bool:
+        """Each of several branches has its number (torch 2.14): both answers are walked. That of two
+        such questions not both can be true is not known; more is walked than can run."""
+        if isinstance(other, int):
+            return _path.get().decide()
         # Python's own answer would be no, and one path of several be walked.
         raise UnreadableCode("a value of a tensor is compared")
+
+
+def _whole_number(value: Any) -> Any:
+    """Python's ``int`` takes no unknown number."""
+    return value if isinstance(value, _Unknown) else int(value)
 
 
 @dataclass(slots=True)
@@ -683,6 +692,7 @@ def _stand_ins(log: list[BlockEvent], on_cpu: bool) -> dict[str, Any]:
         "inductor_ops": _Operators(torch.ops.inductor, log, on_cpu),
         "torch": _Torch(log, on_cpu),
         "device": torch.device,
+        "int": _whole_number,
     }
 
 

@@ -4,7 +4,8 @@ Each stands here with the reason and the versions on which it was checked. Nothi
 the project imports a name of torch that starts with an underscore, apart from types in
 annotations and ``torch._ops.OpOverload``, which is what FX nodes are made of.
 
-Checked on torch 2.13.0 (Python 3.11) and 2.11.0 (Python 3.12).
+Checked on torch 2.13.0 (Python 3.11), 2.11.0 (Python 3.11 and 3.12) and 2.14.1 (Python 3.11 and
+3.13). Each name's own versions stand beside it.
 """
 
 from __future__ import annotations
@@ -1137,10 +1138,18 @@ def incoming_gradients_stay() -> bool:
     return _version() < (2, 13)  # 2.12 was not looked at: counted, to be safe
 
 
+NEWEST_TESTED = (2, 14)
+
+
 @functools.cache
 def _version() -> tuple[int, int]:
     major, minor, *_ = torch.__version__.split(".")
     return int(major), int(minor)
+
+
+def is_untested() -> bool:
+    """Whether this torch is newer than all that the private names here were checked on."""
+    return _version() > NEWEST_TESTED
 
 
 def current_backward_node() -> Any:

@@ -27,6 +27,7 @@ from satcompile.solver.step import Phase, backward_order, early_forward_order, s
 from satcompile.verify import check_partition, reference, simulate_emitted
 from tests.partitions import planned_tightly
 from tests.test_verify import Checkpointed
+from tests.versions import TORCH
 from tests.zoo import ZOO, build
 
 
@@ -187,7 +188,8 @@ def test_masks_are_made_where_their_activations_end():
     assert made.plan.has_own_order
     names = [made.plan.operations[i].name for i in made.plan.forward_order]
     in_joint_order = sorted(made.plan.forward_order)
-    assert list(made.plan.forward_order) != in_joint_order, "nothing was moved up"
+    if TORCH >= (2, 13):  # before, masks are made where their activations end as it is
+        assert list(made.plan.forward_order) != in_joint_order, "nothing was moved up"
     emitted = emitted_names(partition(made.problem.graph, made.plan).forward)
     assert [name for name in emitted if name in set(names)] == names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,7 +101,15 @@ def test_torch_knows_the_log_by_name_without_importing_the_backend(setting: str)
 
 
 def test_nothing_is_said_unasked() -> None:
-    assert run(STEP) == ""
+    """By us: torch may warn of an old Python, or of a GPU's absence."""
+    plain = re.sub(r"torch\.compile\(model, .*\)\n", "torch.compile(model)\n", STEP)
+    assert plain != STEP
+    said = [[_without_time(line) for line in run(code).splitlines()] for code in (STEP, plain)]
+    assert said[0] == said[1]
+
+
+def _without_time(line: str) -> str:
+    return re.sub(r"^[WIE]\d{4} [\d:.]+ \d+ ", "", line)
 
 
 def test_a_decision_is_a_line() -> None:

@@ -20,6 +20,7 @@ from satcompile.torch_compat import (
     is_part_of_call,
     rewriting_last,
 )
+from tests.versions import TORCH
 
 
 class Checkpointed(torch.nn.Module):
@@ -118,9 +119,6 @@ def test_torchs_own_budget_of_a_region_is_refused() -> None:
         torch.compile(function, backend="sat")(torch.randn(8, requires_grad=True))
 
 
-SKIPS_TORCH_NN = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
-
-
 class Inner(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.sin()
@@ -148,7 +146,7 @@ class Broken(torch.nn.Module):
         (Broken, True, [True, True]),
         # Before 2.14 Dynamo skips the frames of torch.nn, unless they are what was compiled.
         (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), False, [False]),
-        (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), True, [SKIPS_TORCH_NN]),
+        (lambda: torch.nn.Sequential(Inner(), torch.nn.Tanh()), True, [TORCH < (2, 14)]),
     ],
 )
 def test_a_graph_that_is_one_of_several_is_known_for_that(

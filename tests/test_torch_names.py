@@ -24,7 +24,7 @@ SOURCES = sorted(COMPAT.parent.rglob("*.py")) if COMPAT.name == "__init__.py" el
 TREES = [ast.parse(path.read_text()) for path in SOURCES]
 
 # Only some of the supported versions have these. The code says what is done where one is missing.
-OF_SOME_VERSIONS = {"is_opaque_node"}
+OF_SOME_VERSIONS = {"is_opaque_node", "_get_memory_budget_annotation"}  # 2.13, 2.14
 # Imported in a ``try``: one of them has to be there.
 ALTERNATIVES = [{"optimization_hint", "size_hint"}]  # 2.13, 2.11
 # Set by us, not by torch.

@@ -15,6 +15,7 @@ import satcompile
 from satcompile.errors import OptionError
 from tests.integration.training import SAME_RANDOM_NUMBERS, only_graph
 from tests.partitions import planned
+from tests.versions import TORCH
 
 
 class Attending(nn.Module):
@@ -51,14 +52,16 @@ def _gradients(run: Any, model: nn.Module, x: torch.Tensor) -> list[torch.Tensor
 
 
 def _same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    tolerance = 1e-10 if wanted[0].dtype == torch.float64 else 1e-5
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_attention_in_a_region(dropout: float) -> None:
     torch.manual_seed(0)
-    model, x = Attending(1, dropout).double(), torch.randn(2, 8, 16).double()
+    dtype = torch.float64 if TORCH >= (2, 13) else torch.float32  # torch.compile of 2.11 fails, too
+    model, x = Attending(1, dropout).to(dtype), torch.randn(2, 8, 16, dtype=dtype)
     eager = copy.deepcopy(model)
     wanted = _gradients(eager, eager, x)
     torch.compiler.reset()

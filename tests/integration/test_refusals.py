@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import satcompile
+from satcompile import backend, torch_compat
 from satcompile.errors import OptionError, UnsupportedError
 from tests.integration.test_use import Net
 
@@ -21,6 +22,17 @@ def _train(options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
         torch.randn(64, 16)
     ).sum().backward()
     return model
+
+
+def test_a_newer_torch_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_compat, "_version", lambda: (2, 99))
+    backend._warn_of_untested_torch.cache_clear()
+    with pytest.warns(UserWarning, match="up to 2.14, not with this torch") as told:
+        for _ in range(2):
+            torch.compiler.reset()
+            _train()
+    assert len([each for each in told if "satcompile" in str(each.message)]) == 1
+    backend._warn_of_untested_torch.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 import satcompile
+from tests.versions import TORCH
 
-MARGIN = 0.01
+MARGIN = (
+    0.01 if TORCH >= (2, 13) else 0.025
+)  # Inductor of 2.11 keeps a buffer of Stack's for longer
 
 
 class Gated(nn.Module):
