@@ -371,7 +371,7 @@ def test_a_size_that_comes_from_a_value_is_unreadable():
 
 @pytest.mark.parametrize("condition", ["primals_1.item() == 0.5", "primals_1.item() > 0"])
 def test_a_branch_by_a_comparison_is_unreadable(condition: str):
-    with pytest.raises(UnreadableCode, match="is compared|TypeError"):
+    with pytest.raises(UnreadableCode, match=r"is compared|TypeError"):
         walk_step(branching(condition), None, 1)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import scipy.special  # noqa: E402
+import numpy as np
+import scipy.special
 
 # By the names of CUDA's device library, without their prefix and the float's suffix.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
