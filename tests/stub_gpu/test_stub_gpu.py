@@ -82,6 +82,27 @@ def test_numbers_are_those_of_the_cpu(gpu: Stub, names: tuple[str, ...]) -> None
             assert found["recomputed"] > 0, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_all_kernels_of_a_graph_build_and_none_has_to_spill(gpu: Stub, capability: int) -> None:
+    """Inductor tries some ways to cut a kernel's work, and takes the fastest."""
+    settings = {"STUB_CAPABILITY": str(capability), "TRITON_CACHE_DIR": str(gpu.folder / "built")}
+    names = ("llama, bf16", "llama, sparse")
+    found = gpu.run("kernels", "95% of default", *names, **settings, **SMALL_WORKSPACES)
+    assert [each["case"] for each in found] == list(names)
+    ours: set[str] = set()
+    for each in found:
+        least: dict[str, int] = {}
+        for kernel in each["kernels"]:
+            assert kernel["arch"] == capability
+            name, spilled_bytes = kernel["kernel"], kernel["spilled_bytes"]
+            least[name] = min(spilled_bytes, least.get(name, spilled_bytes))
+        assert not [name for name, spilled_bytes in least.items() if spilled_bytes], each["case"]
+        assert len(least) > 10, each["case"]
+        ours |= {name for name in least if not name.startswith("triton_")}
+    assert {"sweep_kernel", "tile_mm_kernel"} <= ours
+
+
 # The default takes 267 MB of a device that would be large enough.
 @pytest.mark.slow
 @pytest.mark.parametrize(

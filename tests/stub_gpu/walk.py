@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 
 # Triton's interpreter builds no kernels; none is run, either.
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
