@@ -17,12 +17,12 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
-import torch  # noqa: E402
-import triton  # noqa: E402
+import torch
+import triton
 
-from satcompile.report import registry  # noqa: E402
-from tests.stub_gpu.walk import measured  # noqa: E402
-from tests.stub_gpu.zoo import CASES  # noqa: E402
+from satcompile.report import registry
+from tests.stub_gpu.walk import measured
+from tests.stub_gpu.zoo import CASES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
