@@ -137,10 +137,26 @@ def _refuse_devices(gm: fx.GraphModule, options: Options) -> None:
         )
 
 
+def _refuse_cuda_graphs(gm: fx.GraphModule, options: Options) -> None:
+    """They keep memory of their own between steps, and replay what was recorded: a mask that changes,
+    a number that an update reads anew, would be those of the recording."""
+    on_gpu = any(device.type == "cuda" for device in devices_of(gm))
+    if not on_gpu or not torch_compat.uses_cuda_graphs(options.inductor):
+        return
+    asked = [name for name in ("memory_budget", "sparsity") if getattr(options, name) is not None]
+    if asked:
+        raise UnsupportedError(
+            f"{asked[0]} was asked for together with CUDA graphs (Inductor's triton.cudagraphs is on): "
+            "what their own memory takes, and what they replay, was never checked. Turn them off "
+            f"(options={{'inductor': {{'triton.cudagraphs': False}}}}), or leave {asked[0]} out."
+        )
+
+
 def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callable[..., Any]:
     """A graph of Dynamo's as a callable that keeps to the options."""
     _refuse_sparse_gradients(gm)
     _refuse_devices(gm, options)
+    _refuse_cuda_graphs(gm, options)
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
     if options.memory_budget is not None:
         _refuse_gathered([inputs[position] for position in parameters])

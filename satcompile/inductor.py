@@ -69,6 +69,12 @@ _BUDGET_OF_REGION = (
     "options={'memory_budget': ...} where one is wanted."
 )
 
+_UPDATES_AND_CUDA_GRAPHS = (
+    "fuse_optimizer(in_backward=True) was asked for together with CUDA graphs (Inductor's "
+    "triton.cudagraphs is on), which would replay one step's updates: that was never checked. Turn "
+    "them off (options={'inductor': {'triton.cudagraphs': False}}), or in_backward."
+)
+
 
 class _Refused(torch_compat.GenerationStopped):
     """The graph or its code is not what it must be; torch would wrap the error."""
@@ -438,6 +444,8 @@ class Attempt:
                 "without the saving in memory, because some of its inputs share memory."
             )
             return None
+        if torch_compat.uses_cuda_graphs(self.options.inductor) and not is_on_cpu(graph.module):
+            raise _Refused(UnsupportedError(_UPDATES_AND_CUDA_GRAPHS))
         owners = graph.owners
         names: dict[fx.Node, list[str]] = {graph.primals[i]: [] for i in sorted(self.updates)}
         for node in graph.graph.nodes:

@@ -123,6 +123,12 @@ def inductor_config() -> Any:
     return config
 
 
+def uses_cuda_graphs(patches: Mapping[str, Any]) -> bool:
+    """Whether Inductor, with its settings patched so, records CUDA graphs.
+    ``config.triton.cudagraphs``: 2.11, 2.13, 2.14."""
+    return bool(patches.get("triton.cudagraphs", inductor_config().triton.cudagraphs))
+
+
 def inductor_config_keys() -> frozenset[str]:
     """Names that ``inductor_config.patch`` accepts. 2.11, 2.13."""
     return frozenset(inductor_config().get_config_copy())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from satcompile.backend import _refuse_devices
+from satcompile.backend import _refuse_cuda_graphs, _refuse_devices
 from satcompile.cost import device as devices
 from satcompile.cost.device import Device, all_gpus, device_named, device_of
 from satcompile.errors import UnsupportedError
@@ -84,17 +85,37 @@ def test_every_entry_is_whole_and_plausible(gpu: Device) -> None:
     assert 20 <= half / gpu.bytes_per_us <= 600  # operations a byte
 
 
-@pytest.mark.parametrize("kind", ["xpu", "mps"])
-def test_a_budget_on_a_device_that_was_never_counted_is_refused_by_name(kind: str) -> None:
+def on(kind: str) -> torch.fx.GraphModule:
+    """A graph of Dynamo's with a value on such a device."""
     graph = torch.fx.Graph()
     with FakeTensorMode():
         x = graph.placeholder("x")
         x.meta["example_value"] = torch.empty(4, device=kind)
     graph.output(x)
-    module = torch.fx.GraphModule({}, graph)
+    return torch.fx.GraphModule({}, graph)
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_a_budget_on_a_device_that_was_never_counted_is_refused_by_name(kind: str) -> None:
+    module = on(kind)
     _refuse_devices(module, parse({}))
     with pytest.raises(UnsupportedError, match=f"'1GiB' was asked for a model on {kind}"):
         _refuse_devices(module, parse({"memory_budget": "1GiB"}))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"memory_budget": "1GiB"}, {"sparsity": {"density": 0.5}}], ids=lambda asked: next(iter(asked))
+)  # fmt: skip
+def test_cuda_graphs_are_refused_beside_what_was_never_tried_with_them(
+    asked: dict[str, Any],
+) -> None:
+    recorded = {"inductor": {"triton.cudagraphs": True}}
+    _refuse_cuda_graphs(on("cuda"), parse(asked))
+    _refuse_cuda_graphs(on("cuda"), parse(recorded))
+    _refuse_cuda_graphs(on("cpu"), parse(asked | recorded))
+    (name,) = asked
+    with pytest.raises(UnsupportedError, match=f"{name} was asked for together with CUDA graphs"):
+        _refuse_cuda_graphs(on("cuda"), parse(asked | recorded))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

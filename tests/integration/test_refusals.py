@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile import backend, torch_compat
+from satcompile import backend, inductor, torch_compat
 from satcompile.errors import OptionError, UnsupportedError
 from tests.integration.test_use import Net
 
@@ -22,6 +22,19 @@ def _train(options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
         torch.randn(64, 16)
     ).sum().backward()
     return model
+
+
+def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inductor, "is_on_cpu", lambda gm: False)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    satcompile.fuse_optimizer(optimizer, in_backward=True)
+    options = {"inductor": {"triton.cudagraphs": True}}
+    run = torch.compile(model, backend="sat", options=options)
+    with pytest.raises(UnsupportedError, match="in_backward=True.*CUDA graphs"):
+        run(torch.randn(64, 16)).sum().backward()
 
 
 def test_a_newer_torch_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
