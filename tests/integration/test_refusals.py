@@ -33,7 +33,7 @@ def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
     satcompile.fuse_optimizer(optimizer, in_backward=True)
     options = {"inductor": {"triton.cudagraphs": True}}
     run = torch.compile(model, backend="sat", options=options)
-    with pytest.raises(UnsupportedError, match="in_backward=True.*CUDA graphs"):
+    with pytest.raises(UnsupportedError, match=r"in_backward=True.*CUDA graphs"):
         run(torch.randn(64, 16)).sum().backward()
 
 
