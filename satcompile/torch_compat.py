@@ -312,8 +312,9 @@ def _without_duplicates(joint: fx.GraphModule, num_forward_outputs: int) -> fx.G
     ``fx_graph_cse``: 2.11, 2.13; its ``extra_node_key``: 2.14."""
     from torch._functorch.compile_utils import fx_graph_cse
 
-    if "extra_node_key" not in inspect.signature(fx_graph_cse).parameters:
-        return fx_graph_cse(joint.graph)
+    merged: Callable[..., fx.Graph] = fx_graph_cse
+    if "extra_node_key" not in inspect.signature(merged).parameters:
+        return merged(joint.graph)
     _, outputs = forward_backward_outputs(joint, num_forward_outputs)
     needed: set[fx.Node] = set()
     waiting = [output for output in outputs if isinstance(output, fx.Node)]
@@ -322,7 +323,7 @@ def _without_duplicates(joint: fx.GraphModule, num_forward_outputs: int) -> fx.G
         if node not in needed:
             needed.add(node)
             waiting.extend(node.all_input_nodes)
-    return fx_graph_cse(joint.graph, extra_node_key=lambda node: node in needed)
+    return merged(joint.graph, extra_node_key=lambda node: node in needed)
 
 
 def budget_of_region(joint: fx.GraphModule) -> float | None:
