@@ -48,10 +48,20 @@ def install() -> None:
     from triton.runtime import interpreter
 
     triton_helpers.libdevice = _Libdevice(libdevice, interpreter.interpreter_semantic)
+    for name in ("max2", "fmax2"):
+        if hasattr(triton_helpers, name):
+            setattr(triton_helpers, name, _maximum)
     builder = interpreter.InterpreterBuilder
     builder.create_extern_elementwise = _extern_elementwise
     builder.create_atomic_rmw = _with_whole_operands(builder.create_atomic_rmw)
     CachingAutotuner.__init__ = _with_few_programs(CachingAutotuner.__init__)
+
+
+def _maximum(values: Any, dim: int) -> Any:
+    """Inductor's own is a function that the interpreter calls for one element after the other."""
+    import triton.language as tl
+
+    return tl.max(values, dim)
 
 
 class _Libdevice:
