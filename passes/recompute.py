@@ -14,7 +14,7 @@ that an incoming gradient goes into.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -23,7 +23,7 @@ from satcompile.planning_problem import PlanningProblem
 from satcompile.retention import RetentionPlan
 from satcompile.solver.rungs import rung_below
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
-from satcompile.solver.step import Phase, StepProfile
+from satcompile.solver.step import Phase, StepProfile, simulate_orders
 from satcompile.torch_compat import default_saved_values, is_symbolic
 
 # Of the forward's time. A tighter proof costs more planning time than it can win back.
@@ -87,17 +87,18 @@ class Recompute:
         nodes = self._default_saved(problem)
         search = self.searches.of(problem, self.effort, nodes)
         default = search.default
-        default_profile = default.profile if self.whole is None else self.whole.default_profile
-        if self.whole is None and self._takes_default(default.profile):
-            return self._default_plan(problem, default, nodes)
+        own_profile = _as_torch_has_it(problem, default)
+        default_profile = own_profile if self.whole is None else self.whole.default_profile
+        if self.whole is None and self._takes_default(own_profile):
+            return self._default_plan(problem, default, own_profile, nodes)
         chosen = None
         if not self.lowest_peak and self.limit_bytes is not None:
             limit_bytes = rung_below(self.limit_bytes, default_profile.peak_bytes)
             chosen = search.within(limit_bytes, self.saved_limit_bytes)
         if chosen is None:
             chosen = self._lowest(search)
-        if chosen is default and self.whole is None:
-            return self._default_plan(problem, default, nodes)
+        if chosen is default and self.whole is None and own_profile == default.profile:
+            return self._default_plan(problem, default, own_profile, nodes)
         tensors, scalars = problem.nodes_to_save(chosen.saved)
         bound_us = 0.0
         if self.limit_bytes is not None:
@@ -112,13 +113,16 @@ class Recompute:
         return search.floor()
 
     def _default_plan(
-        self, problem: PlanningProblem, default: Candidate, nodes: list[fx.Node]
+        self,
+        problem: PlanningProblem,
+        default: Candidate,
+        profile: StepProfile,
+        nodes: list[fx.Node],
     ) -> RetentionPlan:
         scalars = [n for n in nodes if is_symbolic(n.meta.get("val"))]
         tensors = [n for n in nodes if not is_symbolic(n.meta.get("val"))]
-        return self._plan(
-            problem, default, default.profile, tensors, scalars, nodes, is_default=True
-        )
+        default = replace(default, profile=profile)
+        return self._plan(problem, default, profile, tensors, scalars, nodes, is_default=True)
 
     def is_content_with(self, plan: RetentionPlan) -> bool:
         """Whether ``plan`` is torch's own and no other is wanted."""
@@ -192,6 +196,14 @@ class Recompute:
             is_default=is_default,
             limit_bytes=self.limit_bytes,
         )
+
+
+def _as_torch_has_it(problem: PlanningProblem, default: Candidate) -> StepProfile:
+    """Of the step that saves what torch's own plan saves, compiled without a plan of ours."""
+    step = problem.step_of(is_default=True)
+    if step.constant_bytes == problem.step.constant_bytes:
+        return default.profile
+    return simulate_orders(step, default.forward_order, default.backward_order, default.saved)
 
 
 def default_saved_nodes(problem: PlanningProblem, names: Sequence[str]) -> list[fx.Node]:

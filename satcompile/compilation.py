@@ -367,8 +367,9 @@ class Compilation:
         return self._floors[key]
 
     def _low_attempts(self, inputs: Sequence[Any]) -> list[Attempt]:
-        """Among them the floor. What comes to the same plan as another, or to one so much higher
-        that its code cannot be lower, is left out."""
+        """Among them the floor, and torch's own plan, above whose peak no floor lies. Of the others,
+        what comes to the same plan as another, or to one so much higher that its code cannot be lower,
+        is left out."""
         lowest = self._generated(inputs, limit_bytes=0, lowest_peak=True)
         if not lowest.is_training:
             return [lowest]
@@ -383,8 +384,6 @@ class Compilation:
                 for way in _LOW_WAYS
             ),
         ]
-        if not lowest.takes_regions_as_advice:
-            others.append((_LOWEST_CODE, {}))  # torch's own
         plans = [lowest.outcome.plan]
         for part, settings in others:
             plan = lowest.decided(**settings).plan
@@ -392,7 +391,7 @@ class Compilation:
             if may_be_lower and not any(plan.is_like(other) for other in plans):
                 plans.append(plan)
                 found.append(self._generated(inputs, **settings))
-        if lowest.takes_regions_as_advice:  # torch's own is of another graph
+        if not any(plan.is_default for plan in plans):
             found.append(self._generated(inputs))
         return found
 

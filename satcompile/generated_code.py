@@ -15,10 +15,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import CodeType
 from typing import Any
@@ -28,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import Event, Profile, replay
 from satcompile.torch_compat import extern_kernels, fake_tensor_mode, incoming_gradients_stay
-from satcompile.workspace import Zeros, workspace_bytes
+from satcompile.workspace import HALF, Zeros, may_need_workspace, workspace_bytes
 
 _GENERATED = "<generated>"  # the file name of the text that we execute
 _LINES = "_lines_of_the_generated_text"
@@ -423,10 +424,61 @@ def _walk_path(
     results = []
     gradients = _call(backward, args, log)
     _call_it("input gradients", gradients)
-    _call_it("gradients", [g for i, g in enumerate(gradients) if i in leaf_gradients])
+    _accumulate(gradients, leaf_gradients, forward.inputs, log, unit_bytes == 1)
     walk = StepWalk(walked_forward, list(log), sum(saved_blocks.values()), unit_bytes)
     del gradients, held, resident, roots
     return walk
+
+
+def _accumulate(
+    gradients: list[Any],
+    leaves: set[int],
+    inputs: Sequence[Any],
+    log: list[BlockEvent],
+    on_cpu: bool,
+) -> None:
+    """What autograd does with the gradients of leaves: it keeps a tensor that is laid out as the leaf
+    is and that nobody else refers to, and a copy of any other (``AccumulateGrad``)."""
+    for position in sorted(leaves & set(range(len(gradients)))):
+        gradient, leaf = gradients[position], inputs[position]
+        if not isinstance(gradient, Tensor) or gradient.block is None:
+            continue
+        wanted = leaf.strides if _is_dense(leaf.shape, leaf.strides) else _row_major(leaf.shape)
+        is_shared = any(other is gradient for other in gradients[position + 1 :])
+        if is_shared or not _is_laid_out(gradient, wanted):
+            num_bytes = math.prod(gradient.shape) * gradient.dtype.itemsize
+            copy = replace(
+                gradient,
+                block=Block(num_bytes, gradient.block.label, log),
+                strides=tuple(wanted),
+                offset=0,
+            )
+            if on_cpu:  # it turns a matrix by way of a small square
+                _add_workspace(torch.ops.aten.copy.default, (copy, gradient), {}, log, on_cpu)
+            gradient = gradients[position] = copy
+        gradient.block.kind.name = "gradients"
+
+
+def _is_laid_out(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Whether strides are these, but for those that no step is made by."""
+    return all(
+        extent == 1 or found == wanted
+        for extent, found, wanted in zip(tensor.shape, tensor.strides, strides, strict=True)
+    )
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements fill a piece of memory, each at a place of its own."""
+    filled = 1
+    for stride, extent in sorted(zip(strides, shape, strict=True)):
+        if extent != 1 and stride != filled:
+            return False
+        filled *= extent
+    return True
+
+
+def _row_major(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
 
 
 def _call_it(kind: str, results: Iterable[Any]) -> None:
@@ -564,11 +616,11 @@ class _Operators:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(key == "out" or key.startswith("out_") for key in kwargs):
             out = kwargs.get("out")
-            if self._on_cpu and isinstance(out, Tensor) and out.dtype in _HALF:
+            if self._on_cpu and isinstance(out, Tensor) and out.dtype in HALF:
                 self._add_workspace(args, kwargs)
             return out
         results = _run_fake(self._real, args, kwargs, self._log, self._on_cpu)
-        if _may_need_workspace(self._real):
+        if may_need_workspace(self._real):
             self._add_workspace(args, kwargs)
         return results
 
@@ -588,20 +640,6 @@ def _add_workspace(
         label, kind = _assigned_name() or str(op), _Kind("workspaces of operators")
         log.append(BlockEvent(num_bytes, label, kind=kind))
         log.append(BlockEvent(-num_bytes, label, kind=kind))
-
-
-# In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
-_HALF = (torch.bfloat16, torch.float16)
-
-
-def _may_need_workspace(op: Any) -> bool:
-    """Whether a call may take memory of its own and can be tried: functional, of torch's own or ours."""
-    if not isinstance(op, torch._ops.OpOverload):
-        return "convolution" in getattr(op, "__name__", "")  # among Inductor's extern kernels
-    returned = [result.alias_info for result in op._schema.returns]
-    is_view = any(info is not None for info in returned)
-    is_known = op.namespace in ("aten", "mkldnn", "satcompile")
-    return is_known and not op._schema.is_mutable and not is_view
 
 
 def _is_tensor(value: Any) -> bool:

@@ -338,6 +338,7 @@ class Attempt:
             graph,
             CostModel(device_of(graph_device(gm))),
             self.fused_update.parameters if self.fused_update else (),
+            tries_operators=True,
         )
         self.outcome = pipeline.run(self.problem, self._recompute, sparse_passes, self._may_chunk)
         if self.outcome.problem is not self.problem:
@@ -616,15 +617,17 @@ class Attempt:
 
     @contextmanager
     def _as_planned(self, is_backward: bool) -> Iterator[None]:
-        """A plan's buffers are freed when they are no longer read, its backward keeps its order, and
-        chunks stay apart in the forward, too; without a plan of ours Inductor does as it will.
+        """A plan's buffers are freed when they are no longer read, it saves no copies of what is there
+        anyway, its backward keeps its order, and chunks stay apart in the forward, too; without a plan
+        of ours Inductor does as it will.
 
-        The plan follows from the graph and the limit, and so does this: the partitioner's uuid
-        covers both.
+        The plan follows from the graph and the settings, and so does this: the partitioner's uuid
+        covers them.
         """
         with ExitStack() as stack:
             if self.outcome is not None and not self.outcome.plan.is_default:
                 stack.enter_context(torch_compat.freeing_at_once())
+                stack.enter_context(torch_compat.turning_where_used())
                 if is_backward or is_chunked(self.outcome.problem.graph):
                     stack.enter_context(torch_compat.fusing_in_order())
             yield

@@ -195,7 +195,7 @@ def _cheaper_in_chunks(
         records.append(_recorded(started, chunked_loss.name, f"nothing: {found.description}"))
         return problem, plan
     check_rewritten(found.graph.module, before, [r.name for r in records] + [chunked_loss.name])
-    chunked = PlanningProblem(found.graph, problem.costs, problem.consumed)
+    chunked = PlanningProblem(found.graph, problem.costs, problem.consumed, problem.tries_operators)
     more_us = chunked.step_time_us - problem.step_time_us
     made = _recorded(started, chunked_loss.name, f"{found.description}; {more_us:+.0f} us")
     planned: list[PassRecord] = []

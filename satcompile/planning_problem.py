@@ -8,6 +8,7 @@ vanish into the storage they share: saving or recomputing concerns storages.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -26,6 +27,7 @@ from satcompile.training_graph import (
     num_elements,
     storage_bytes,
 )
+from satcompile.workspace import workspace_of
 
 # Higher-order operators without effects of their own, safe to run twice.
 _PURE_HIGHER_ORDER = ("flex_attention",)
@@ -38,12 +40,19 @@ class PlanningProblem:
         storages: the node that made each storage; a storage's index is its position.
         operations: the node of each of ``step.operations``.
         consumed: positions among the backward's results of gradients that are not returned.
+        tries_operators: whether the graph is compiled where it is planned, so that what operators
+            take inside can be found by calling them.
     """
 
     def __init__(
-        self, graph: TrainingGraph, costs: CostModel, consumed: Iterable[int] = ()
+        self,
+        graph: TrainingGraph,
+        costs: CostModel,
+        consumed: Iterable[int] = (),
+        tries_operators: bool = False,
     ) -> None:
         self.graph, self.costs, self.consumed = graph, costs, frozenset(consumed)
+        self.tries_operators = tries_operators
         owners = graph.owners
         self.storages = [n for n in graph.graph.nodes if owners[n] is n and is_tensor(n)]
         self.index_of = {node: index for index, node in enumerate(self.storages)}
@@ -98,9 +107,14 @@ class PlanningProblem:
             transient_outputs=self.storages_of(graph.nodes_of(transient)) - held,
             gradients=self.storages_of(graph.nodes_of(graph.backward_outputs)),
             tangents=self.storages_of(graph.tangents),
-            constant_bytes=self.layout_copies_bytes(),
             consumed=self._consumed(),
         )
+
+    def step_of(self, is_default: bool) -> Step:
+        """With what torch's own plan, if it is that, holds besides."""
+        if not is_default:
+            return self.step
+        return replace(self.step, constant_bytes=self.layout_copies_bytes())
 
     def _consumed(self) -> frozenset[int]:
         results = self.graph.backward_outputs
@@ -110,8 +124,8 @@ class PlanningProblem:
         return storages_of(nodes_of(taken)) - storages_of(nodes_of(returned))
 
     def layout_copies_bytes(self) -> int:
-        """Copies that Inductor makes on the CPU of what convolutions read, channels last, and
-        saves for their backward instead of the original."""
+        """Copies that Inductor by itself makes on the CPU of what convolutions read, channels last,
+        and saves for their backward instead of the original."""
         if not self._runs_on_cpu:
             return 0
         convolution, backward = (
@@ -141,10 +155,25 @@ class PlanningProblem:
             phase=self._phase(node),
             fusible=fusible,
             reduces=fusible and self._reduces(node),
-            workspace_bytes=_reordered_weights_bytes(node) if self._runs_on_cpu else 0,
+            workspace_bytes=self._workspace_bytes(node),
             stays=not self.is_recomputable(node),
             runs_anyway=is_random(node),
         )
+
+    @property
+    def workspaces_bytes(self) -> list[int]:
+        """Of each operation, what it takes and gives back, at the sizes that are planned for."""
+        return [self._workspace_bytes(node) for node in self.operations]
+
+    def _workspace_bytes(self, node: fx.Node) -> int:
+        if self.costs.is_fusible(node):
+            return 0
+        found = workspace_of(node) if self.tries_operators else None
+        if found is None:
+            found = _reordered_weights_bytes(node) if self._runs_on_cpu else 0
+        if self._runs_on_cpu and node.target is torch.ops.aten.convolution.default:
+            found += _turned_bytes(node)
+        return found
 
     def _reduces(self, node: fx.Node) -> bool:
         read = [num_elements(n.meta["val"]) for n in node.all_input_nodes if is_tensor(n)]
@@ -329,6 +358,13 @@ def _argument(node: fx.Node, name: str) -> object:
 def is_mutation(node: fx.Node) -> bool:
     """Whether ``node`` writes into one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _turned_bytes(node: fx.Node) -> int:
+    """Copies of what a convolution reads that was not computed in the layout that it wants."""
+    given = [n for n in node.all_input_nodes if n.op in ("placeholder", "get_attr")]
+    values = [n.meta["val"] for n in given if is_tensor(n)]
+    return sum(storage_bytes(value) for value in values if _needs_channels_last(value))
 
 
 def _needs_channels_last(value: torch.Tensor) -> bool:

@@ -561,6 +561,32 @@ def fusing_in_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def turning_where_used() -> Iterator[None]:
+    """In graphs compiled inside, what a graph is given is brought into a convolution's layout by the
+    convolution, for itself.
+
+    Inductor else makes the copy in place of the input, and what is saved for the backward is the copy:
+    of all weights that convolve, say. The caller's cache key must tell this.
+    ``GraphLowering.find_nodes_prefer_channels_last``: 2.11, 2.13, 2.14.
+    """
+    from torch._inductor.graph import GraphLowering
+
+    original = GraphLowering.find_nodes_prefer_channels_last
+
+    def of_computed(self: Any) -> Any:
+        found = original(self)
+        for node in self.module.graph.find_nodes(op="placeholder"):
+            found.discard(node)
+        return found
+
+    GraphLowering.find_nodes_prefer_channels_last = of_computed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        GraphLowering.find_nodes_prefer_channels_last = original  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
 def freeing_at_once() -> Iterator[None]:
     """In graphs compiled inside, a buffer is freed behind its last reader, as a plan counts it.
 

@@ -443,7 +443,7 @@ def simulate_emitted(
         [number[name] for name in map(_original_name, module.graph.nodes) if name in number]
         for module in (parts.forward, parts.backward)
     ]
-    return simulate_orders(problem.step, orders[0], orders[1], plan.saved)
+    return simulate_orders(problem.step_of(plan.is_default), orders[0], orders[1], plan.saved)
 
 
 def _original_name(node: fx.Node) -> str:

@@ -2,8 +2,8 @@
 
 A convolution reorders its weight and asks its library for scratch space, an attention's backward
 sums in float32; how much depends on shapes, libraries and the machine, and no schema says so. Each
-distinct call is made once on zeros, on the device for which it is compiled, while the allocator's
-events are recorded, and remembered for the process.
+distinct call is made once on zeros (on ones where the operator refuses zeros), on the device for
+which it is compiled, while the allocator's events are recorded, and remembered for the process.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import replay
-from satcompile.torch_compat import profiler_is_active, without_tracing
+from satcompile.torch_compat import profiler_is_active, size_hint, without_tracing
 
 log = logging.getLogger("satcompile")
 
@@ -51,7 +52,7 @@ def workspace_bytes(
 
 
 class Zeros:
-    """A tensor to be made of zeros when it is needed."""
+    """A tensor to be made when it is needed, of zeros or of another number."""
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> None:
         self.shape, self.strides, self.dtype = tuple(shape), tuple(strides), dtype
@@ -59,9 +60,67 @@ class Zeros:
     def __repr__(self) -> str:
         return f"Zeros({self.shape}, {self.strides}, {self.dtype})"
 
-    def make(self, device_type: str = "cpu") -> torch.Tensor:
+    def make(self, device_type: str = "cpu", number: int = 0) -> torch.Tensor:
         made = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device_type)
-        return made.zero_()
+        return made.fill_(number)
+
+
+# In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
+HALF = (torch.bfloat16, torch.float16)
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+def workspace_of(node: fx.Node) -> int | None:
+    """Of an operation of a graph, as it would be called at the sizes for which it is compiled; None
+    where it cannot be tried. A matrix product in full precision takes nothing, and is not."""
+    op, result = node.target, node.meta.get("val")
+    if not may_need_workspace(op):
+        return None
+    name = getattr(op, "__name__", "").partition(".")[0]
+    results = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+    if not results or (name in _PRODUCTS and results[0].dtype not in HALF):
+        return None
+    device_type = results[0].device.type
+    if device_type != "cpu" and (name in _PRODUCTS or not torch.cuda.is_available()):
+        return None
+    as_called = _as_convolved if name.startswith("convolution") else _as_given
+    try:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), as_called)
+        return workspace_bytes(op, args, kwargs, device_type)  # type: ignore[arg-type]
+    except Exception:  # whatever the operator makes of zeros: the walk of its code will tell
+        return None
+
+
+def _as_given(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    if not isinstance(value, torch.Tensor):
+        return size_hint(value)
+    shape, strides = map(size_hint, value.shape), map(size_hint, value.stride())
+    return Zeros(tuple(shape), tuple(strides), value.dtype)
+
+
+def _as_convolved(node: fx.Node) -> Any:
+    """Inductor has a CPU convolve what has its channels last."""
+    value = _as_given(node)
+    if (
+        not isinstance(value, Zeros)
+        or len(value.shape) != 4
+        or node.meta["val"].device.type != "cpu"
+    ):
+        return value
+    _, channels, height, width = value.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return Zeros(value.shape, strides, value.dtype)
+
+
+def may_need_workspace(op: Any) -> bool:
+    """Whether a call may take memory of its own and can be tried: functional, of torch's own or ours."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return "convolution" in getattr(op, "__name__", "")  # among Inductor's extern kernels
+    returned = [result.alias_info for result in op._schema.returns]
+    is_view = any(info is not None for info in returned)
+    is_known = op.namespace in ("aten", "mkldnn", "satcompile")
+    return is_known and not op._schema.is_mutable and not is_view
 
 
 def _measure(
@@ -69,15 +128,23 @@ def _measure(
 ) -> int:
     from satcompile.measure import allocator_events
 
-    drawn_from = [] if device_type == "cpu" else [torch.cuda.current_device()]
-    # A random operator draws from the user's generator: its state is put back.
-    with torch.no_grad(), without_tracing(), torch.random.fork_rng(devices=drawn_from):
-        made_args, made_kwargs = pytree.tree_map(
-            lambda value: value.make(device_type) if isinstance(value, Zeros) else value,
+    def made_of(number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return pytree.tree_map(
+            lambda value: value.make(device_type, number) if isinstance(value, Zeros) else value,
             (tuple(args), dict(kwargs)),
             is_leaf=lambda value: isinstance(value, Zeros),
         )
-        op(*made_args, **made_kwargs)  # a first call may set up caches that later ones lack
+
+    drawn_from = [] if device_type == "cpu" else [torch.cuda.current_device()]
+    # A random operator draws from the user's generator: its state is put back.
+    with torch.no_grad(), without_tracing(), torch.random.fork_rng(devices=drawn_from):
+        # A first call may set up caches that later ones lack.
+        made_args, made_kwargs = made_of(0)
+        try:
+            op(*made_args, **made_kwargs)
+        except RuntimeError:  # pivots count from 1, say
+            made_args, made_kwargs = made_of(1)
+            op(*made_args, **made_kwargs)
         held: list[Any] = []
         events = allocator_events(lambda: held.append(op(*made_args, **made_kwargs)), device_type)
     profile = replay(events)

@@ -269,6 +269,52 @@ def test_updated_buffers_are_gone_before_the_backward():
 # -- what cannot be followed -----------------------------------------------------------------
 
 
+BACKWARD = """
+tangents_1, = args
+args.clear()
+buf = empty_strided_cpu((4, 16), (16, 1), torch.float32)
+del tangents_1
+return (%s, )
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "leaves", "copied_bytes"),
+    [
+        ("buf", {0}, 0),
+        ("reinterpret_tensor(buf, (4, 16), (1, 4), 0)", {0}, 256),
+        ("reinterpret_tensor(buf, (4, 16), (1, 4), 0)", set(), 0),  # autograd hands it on
+        ("buf, buf", {0, 1}, 256),
+        ("buf, buf", {0}, 256),  # of the leaf alone: it comes first
+    ],
+    ids=["as the leaf", "turned", "no leaf", "of two leaves", "of a leaf and another"],
+)
+def test_autograd_copies_gradients_that_are_not_laid_out_as_their_leaf(
+    returned: str, leaves: set[int], copied_bytes: int
+) -> None:
+    forward = GeneratedGraph(
+        wrapper("primals_1, primals_2 = args\nargs.clear()\nreturn (primals_1, )"),
+        (X, tensor("primals_2", 4, 16)), ("primals_1",),
+    )  # fmt: skip
+    backward = GeneratedGraph(
+        wrapper(BACKWARD % returned),
+        (tensor("tangents_1"),),
+        ("g",) * (returned.count("buf, ") + 1),
+    )
+    walk = walk_step(forward.at_hints(), backward.at_hints(), 1, leaf_gradients=leaves)
+    assert walk.peak_bytes == 4 + 256 + copied_bytes
+    kept = 512 if returned == "buf, buf" and len(leaves) == 2 else 256
+    assert walk.bytes_at_end("gradients") == (kept if leaves else 0)
+
+
+def test_an_operator_that_refuses_zeros_is_tried_on_ones() -> None:
+    """``lu_solve`` wants pivots that count from one."""
+    square, pivots = Zeros((6, 6), (6, 1), torch.float64), Zeros((6,), (1,), torch.int32)
+    assert (
+        workspace_bytes(torch.ops.aten.linalg_lu_solve.default, (square, pivots, square), {}) >= 0
+    )
+
+
 def test_a_module_without_a_call_is_unreadable():
     with pytest.raises(UnreadableCode, match="Runner"):
         walk_step(GeneratedGraph("import torch\n", [], ()), None, 0)

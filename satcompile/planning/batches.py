@@ -86,8 +86,9 @@ def largest_batch(
     """
     if isinstance(step, str):
         return LargestBatch(within_bytes, why_not=step)
-    sizes = _Sizes(problem_of(step.capture), step, residency_of)
-    plans = _Plans(sizes.problem, options.solver_effort)
+    problem = problem_of(step.capture)
+    plans = _Plans(problem, options.solver_effort)
+    sizes = _Sizes(problem, step, residency_of, plans.default)
     default = sizes.largest(plans.default, within_bytes)
     is_large = len(sizes.problem.operations) > _LARGE
     first = plans.checkpointed() if is_large else plans.lowest
@@ -199,8 +200,10 @@ class _Sizes:
         problem: PlanningProblem,
         step: SymbolicStep,
         residency_of: Callable[[Capture], Residency],
+        default: Candidate,
     ) -> None:
         self.problem, self._symbolic, self._residency_of = problem, step, residency_of
+        self._default = default
         self._expressions = [
             _bytes_expression(node.meta["val"]) if num_bytes else sympy.Integer(0)
             for node, num_bytes in zip(problem.storages, problem.step.storage_bytes, strict=True)
@@ -233,6 +236,8 @@ class _Sizes:
 
     def _peak_bytes(self, plan: Candidate, batch: int) -> int:
         step, resident_bytes = self._at(batch)
+        if plan is not self._default:
+            step = replace(step, constant_bytes=0)
         profile = simulate_orders(step, plan.forward_order, plan.backward_order, plan.saved)
         return resident_bytes + profile.peak_bytes
 
@@ -241,11 +246,14 @@ class _Sizes:
             values = {e: int(e.subs(self._symbolic.symbol, batch)) for e in set(self._expressions)}
             with planning_for({self._symbolic.symbol: batch}):
                 constant_bytes = self.problem.layout_copies_bytes()
+                workspaces_bytes = self.problem.workspaces_bytes
                 resident_bytes = self._residency_of(self._symbolic.capture).total_bytes
             more_batches = batch - self._symbolic.batch
             resident_bytes += more_batches * self._symbolic.batched_bytes // self._symbolic.batch
+            operations = zip(self.problem.step.operations, workspaces_bytes, strict=True)
             step = replace(
                 self.problem.step,
+                operations=[replace(each, workspace_bytes=b) for each, b in operations],
                 storage_bytes=[values[expression] for expression in self._expressions],
                 constant_bytes=constant_bytes,
             )

@@ -9,11 +9,13 @@ from satcompile.planning_problem import PlanningProblem
 from satcompile.report.rows import module_path, source_line
 from satcompile.report.timeline import Place, Timeline, timeline
 from satcompile.retention import RetentionPlan
+from satcompile.solver.step import Step
 
 
 def plan_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
     """What the plan makes of the step; nothing resident is counted."""
-    return _timeline(problem, plan.forward_order, plan.backward_order, plan.saved)
+    step = problem.step_of(plan.is_default)
+    return _timeline(problem, step, plan.forward_order, plan.backward_order, plan.saved)
 
 
 def default_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
@@ -26,15 +28,20 @@ def default_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
     by_name = {node.name: node for node in problem.graph.graph.nodes}
     saved = [by_name[name] for name in plan.default_saved]
     default = budget_search(problem, effort=1, default_saved=saved).default
-    return _timeline(problem, default.forward_order, default.backward_order, default.saved)
+    step = problem.step_of(is_default=True)
+    return _timeline(problem, step, default.forward_order, default.backward_order, default.saved)
 
 
 def _timeline(
-    problem: PlanningProblem, forward: Sequence[int], backward: Sequence[int], saved: frozenset[int]
+    problem: PlanningProblem,
+    step: Step,
+    forward: Sequence[int],
+    backward: Sequence[int],
+    saved: frozenset[int],
 ) -> Timeline:
     def place_of(storage: int) -> Place:
         node = problem.storages[storage]
         return node.name, module_path(node), source_line(node)
 
     prices = [(price.inline_us, price.write_us) for price in problem.prices]
-    return timeline(problem.step, forward, backward, saved, prices, place_of)
+    return timeline(step, forward, backward, saved, prices, place_of)

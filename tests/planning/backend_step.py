@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import fx
 
-from satcompile import binding, compilation
+from satcompile import binding, compilation, planning_problem
 from satcompile.inductor import Attempt, OverLimit
 from satcompile.residency import Residency, measure_residency
 
@@ -49,7 +49,8 @@ class BackendStep:
 
 
 def decided(model: torch.nn.Module, inputs: Mapping[str, Any], budget_bytes: int) -> BackendStep:
-    """Compile ``model`` with ``backend="sat"`` and call it, up to its first plan."""
+    """Compile ``model`` with ``backend="sat"`` and call it, up to its first plan; but for the memory
+    that operators take inside, which the backend alone finds out by calling them."""
     counted: list[Residency] = []
 
     def count(*args: Any) -> Residency:
@@ -61,6 +62,7 @@ def decided(model: torch.nn.Module, inputs: Mapping[str, Any], budget_bytes: int
     with (
         mock.patch.object(compilation, "Attempt", _OnlyDecides),
         mock.patch.object(binding, "measure_residency", count),
+        mock.patch.object(planning_problem, "workspace_of", return_value=None),
     ):
         try:
             compiled(**inputs)

@@ -81,8 +81,9 @@ def test_torchs_own_plan_fits_at_its_largest_batch_and_at_no_larger_one(asked: A
 def test_the_lowest_plan_fits_at_the_largest_batch(asked: Asked) -> None:
     default, planned = asked.found.default, asked.found.planned
     assert default is not None and planned is not None and planned >= default
-    # Found for another batch and replayed: a search at this one may end a little beside it.
-    assert asked.at(planned).floor_bytes <= 1.01 * asked.budget_bytes
+    # Found for another batch and replayed: a search at this one may end beside it. Of this ResNet,
+    # the floor per sample is 62 KB at 72 samples and 58 KB at 80, by the rungs that are tried.
+    assert asked.at(planned).floor_bytes <= 1.07 * asked.budget_bytes
     assert asked.at(planned + max(2, planned // 20)).floor_bytes > asked.budget_bytes
 
 

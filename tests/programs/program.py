@@ -176,6 +176,10 @@ class Program:
         return any(name.startswith("random") for name in self.operators)
 
     @property
+    def writes_buffers(self) -> bool:
+        return any(name.startswith("buffer") for name in self.operators)
+
+    @property
     def draws_as_eager(self) -> bool:
         """Whether eager draws the same numbers. Torch's compiler writes ``bernoulli`` as a comparison
         of uniform numbers, and draws others even with ``fallback_random``."""

@@ -1,0 +1,119 @@
+"""Copies that a layout asks for: of gradients by autograd, of inputs by convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import satcompile
+from satcompile.inductor import Attempt
+from satcompile.planning_problem import PlanningProblem
+
+
+def leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[torch.Tensor]]]] = {
+    "as the leaf": (lambda x: x.sin().sum(), lambda: [leaf(60, 80)]),
+    "turned": (lambda x: (x.t() * 0.5).mean(), lambda: [leaf(60, 80)]),
+    "turned in a product": (lambda x, w: (x @ w.t()).sin().sum(), lambda: [leaf(60, 80) for _ in "xw"]),
+    "of three leaves": (
+        lambda x, y, z: (x + y + z).sin().sum(),
+        lambda: [leaf(60, 80) for _ in "xyz"],
+    ),
+    "of two leaves, turned": (
+        lambda x, y: (x + y.t()).sin().sum(),
+        lambda: [leaf(60, 80), leaf(80, 60)],
+    ),
+    "of a leaf with gaps": (
+        lambda x: x.sin().sum(),
+        lambda: [torch.randn(80, 60)[:, ::2].requires_grad_()],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_that_autograd_copies_are_counted(name: str) -> None:
+    loss, make_leaves = LOSSES[name]
+    torch.manual_seed(0)
+    leaves = make_leaves()
+    torch.compiler.reset()
+    run = torch.compile(loss, backend="sat", options={"memory_budget": "1MiB"})
+
+    def step() -> torch.Tensor:
+        found = run(*leaves)
+        found.backward()
+        return found
+
+    step()
+    for each in leaves:
+        each.grad = None
+    peak_bytes = satcompile.measure_peak(step)
+    (graph,) = satcompile.report(loss).graphs
+    assert graph.predicted_peak_bytes == graph.resident_bytes + peak_bytes
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 144, 4),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Attempt]]:
+    found: list[Attempt] = []
+    check = Attempt._check_allocations
+
+    def noted(attempt: Attempt) -> None:
+        check(attempt)
+        found.append(attempt)
+
+    monkeypatch.setattr(Attempt, "_check_allocations", noted)
+    torch.compiler.reset()
+    yield found
+    torch.compiler.reset()
+
+
+def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Attempt]) -> None:
+    """Inductor by itself saves each such weight, and the pictures, in the layout of its own."""
+    torch.manual_seed(0)
+    model, pictures = convolutions(), torch.randn(2, 3, 16, 16)
+    run = torch.compile(model, backend="sat", options={"memory_budget": "90% of default"})
+    loss = run(pictures).square().mean()
+    loss.backward()
+    ours, wanted = [p.grad.clone() for p in model.parameters()], []
+    model.zero_grad()
+    loss = model(pictures).square().mean()
+    loss.backward()
+    wanted = [p.grad for p in model.parameters()]
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    torchs = next(a for a in attempts if a.outcome.plan.is_default)
+    planned = attempts[-1]
+    assert not planned.outcome.plan.is_default
+    turned_bytes = pictures.nbytes + model[0].weight.nbytes + model[3].weight.nbytes
+    assert torchs.problem.layout_copies_bytes() == turned_bytes
+    assert torchs.walk.saved_bytes - torchs.outcome.plan.profile.saved_bytes >= turned_bytes
+    assert planned.walk.saved_bytes <= planned.outcome.plan.profile.saved_bytes
+
+
+def test_a_simulation_that_is_far_too_high_lifts_no_floor_above_torchs_own_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = PlanningProblem._workspace_bytes
+
+    def far_too_much(problem: PlanningProblem, node: torch.fx.Node) -> int:
+        is_convolution = node.target is torch.ops.aten.convolution_backward.default
+        return own(problem, node) + (2**20 if is_convolution else 0)
+
+    monkeypatch.setattr(PlanningProblem, "_workspace_bytes", far_too_much)
+    torch.compiler.reset()
+    model, pictures = convolutions(), torch.randn(2, 3, 16, 16)
+    run = torch.compile(model, backend="sat", options={"memory_budget": "1GiB"})
+    run(pictures).sum().backward()
+    (graph,) = satcompile.report(model).graphs
+    assert graph.floor_bytes <= graph.default_peak_bytes
