@@ -650,12 +650,25 @@ def _as_zeros(value: Any) -> Any:
     return Zeros(value.shape, value.strides, value.dtype) if _is_tensor(value) else value
 
 
+# These copy all that lies in the first argument's storage, whatever part of it the argument is; on fake
+# tensors they do not.
+_OF_WHOLE_STORAGES = (
+    torch.ops.aten.copy.default,
+    torch.ops.aten.slice_scatter.default,
+    torch.ops.aten.select_scatter.default,
+    torch.ops.aten.diagonal_scatter.default,
+    torch.ops.aten.as_strided_scatter.default,
+)
+
+
 def _run_fake(
     op: Any, args: Any, kwargs: Mapping[str, Any], log: list[BlockEvent], on_cpu: bool
 ) -> Any:
     """What ``op`` returns, as blocks: shared with an argument where it shares storage."""
     owners: dict[int, Block | None] = {}
     label = _assigned_name() or str(op)
+    first = args[0].block if op in _OF_WHOLE_STORAGES and _is_tensor(args[0]) else None
+    least_bytes = 0 if first is None else first.num_bytes
 
     def to_fake(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -669,7 +682,7 @@ def _run_fake(
             return value
         storage = value.untyped_storage()
         if storage._cdata not in owners:
-            owners[storage._cdata] = Block(storage.nbytes(), label, log)
+            owners[storage._cdata] = Block(max(storage.nbytes(), least_bytes), label, log)
         return Tensor(
             owners[storage._cdata],
             tuple(value.shape),

@@ -29,6 +29,10 @@ LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], list[torch.Ten
         lambda x, y: (x + y.t()).sin().sum(),
         lambda: [leaf(60, 80), leaf(80, 60)],
     ),
+    "of a part of what is transformed": (
+        lambda x: (torch.fft.rfft(x.tanh()).abs().square() * 0.5).mean(),
+        lambda: [leaf(60, 80)],
+    ),
     "of a leaf with gaps": (
         lambda x: x.sin().sum(),
         lambda: [torch.randn(80, 60)[:, ::2].requires_grad_()],
