@@ -315,7 +315,7 @@ def test_branches_by_value_are_followed(device: str) -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.last = net(device), net(device)
+            self.first, self.last = net(device), nn.Linear(32, 32).double().to(device)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             h = self.first(x)
