@@ -445,18 +445,21 @@ def _accumulate(
             continue
         wanted = leaf.strides if _is_dense(leaf.shape, leaf.strides) else _row_major(leaf.shape)
         is_shared = any(other is gradient for other in gradients[position + 1 :])
+        kind = gradient.block.kind
         if is_shared or not _is_laid_out(gradient, wanted):
-            num_bytes = math.prod(gradient.shape) * gradient.dtype.itemsize
-            copy = replace(
-                gradient,
-                block=Block(num_bytes, gradient.block.label, log),
-                strides=tuple(wanted),
-                offset=0,
-            )
-            if on_cpu:  # it turns a matrix by way of a small square
-                _add_workspace(torch.ops.aten.copy.default, (copy, gradient), {}, log, on_cpu)
-            gradient = gradients[position] = copy
-        gradient.block.kind.name = "gradients"
+            gradients[position], kind = _copied(gradient, wanted, log, on_cpu)
+        kind.name = "gradients"
+
+
+def _copied(
+    tensor: Tensor, strides: Sequence[int], log: list[BlockEvent], on_cpu: bool
+) -> tuple[Tensor, _Kind]:
+    """A copy in another layout, and the kind of its block."""
+    block = Block(math.prod(tensor.shape) * tensor.dtype.itemsize, "gradient's copy", log)
+    copy = replace(tensor, block=block, strides=tuple(strides), offset=0)
+    if on_cpu:  # it turns a matrix by way of a small square
+        _add_workspace(torch.ops.aten.copy.default, (copy, tensor), {}, log, on_cpu)
+    return copy, block.kind
 
 
 def _is_laid_out(tensor: Tensor, strides: Sequence[int]) -> bool:

@@ -12,15 +12,16 @@ took from the driver, gaps between blocks included.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from satcompile.allocator import allocator_events
 from satcompile.errors import UnsupportedError
-from satcompile.solver.simulator import Event, replay
-from satcompile.torch_compat import profiler_is_active, quiet_profiler
+from satcompile.solver.simulator import replay
+from satcompile.torch_compat import profiler_is_active
 
 
 @dataclass(frozen=True)
@@ -93,45 +94,3 @@ def _measure_cpu(fn: Callable[[], Any]) -> int:
             "running. Call measure_peak outside it."
         )
     return replay(allocator_events(fn)).peak_bytes
-
-
-def allocator_events(fn: Callable[[], Any], device_type: str = "cpu") -> list[Event]:
-    """Every allocation (+bytes) and free (-bytes) while ``fn`` runs, in order; of the CPU, or of the
-    GPU as its allocator gives them out.
-
-    A free of a block from before the window changes nothing that ``fn`` allocated, and the
-    profiler may report it with a stale size: frees are matched to the window's own
-    allocations by address, and others are dropped.
-    """
-    from torch.profiler import ProfilerActivity, profile
-
-    settings: dict[str, Any] = {
-        "activities": [ProfilerActivity.CPU],
-        "profile_memory": True,
-        "acc_events": True,
-    }
-    with quiet_profiler(), profile(**settings) as run:
-        fn()
-    tree = run.profiler.kineto_results.experimental_event_tree()
-    raw = sorted(_memory_records(tree, device_type))
-    alive: dict[int, int] = {}
-    events: list[Event] = []
-    for _, _, address, num_bytes in raw:
-        if num_bytes > 0:
-            alive[address] = num_bytes
-            events.append(Event(num_bytes))
-        elif address in alive:
-            events.append(Event(-alive.pop(address)))
-    return events
-
-
-def _memory_records(tree: list[Any], device_type: str) -> Iterator[tuple[int, int, int, int]]:
-    """(time, order of discovery, address, signed bytes) of every memory event in a tree."""
-    stack, order = list(tree), 0
-    while stack:
-        event = stack.pop()
-        stack.extend(event.children)
-        if event.name == "[memory]" and event.extra_fields.device.type == device_type:
-            fields = event.extra_fields
-            order += 1
-            yield event.start_time_ns, -order, fields.ptr, fields.alloc_size

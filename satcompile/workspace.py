@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from satcompile.allocator import allocator_events
 from satcompile.solver.simulator import replay
 from satcompile.torch_compat import profiler_is_active, size_hint, without_tracing
 
@@ -126,8 +127,6 @@ def may_need_workspace(op: Any) -> bool:
 def _measure(
     op: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], device_type: str
 ) -> int:
-    from satcompile.measure import allocator_events
-
     def made_of(number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return pytree.tree_map(
             lambda value: value.make(device_type, number) if isinstance(value, Zeros) else value,
