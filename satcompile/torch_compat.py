@@ -528,6 +528,17 @@ def finish_modules(
 
 
 @contextlib.contextmanager
+def _replaced(owner: type, name: str, method: Any) -> Iterator[None]:
+    """A method of torch's is another one inside: where torch has no hook."""
+    original = vars(owner)[name]  # as it stands there: a class's or a static method, too
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextlib.contextmanager
 def fusing_in_order() -> Iterator[None]:
     """Inductor fuses nothing that moves what a plan has put in order, in any graph compiled inside.
 
@@ -579,11 +590,8 @@ def turning_where_used() -> Iterator[None]:
             found.discard(node)
         return found
 
-    GraphLowering.find_nodes_prefer_channels_last = of_computed  # type: ignore[method-assign]
-    try:
+    with _replaced(GraphLowering, "find_nodes_prefer_channels_last", of_computed):
         yield
-    finally:
-        GraphLowering.find_nodes_prefer_channels_last = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -596,17 +604,12 @@ def freeing_at_once() -> Iterator[None]:
     """
     from torch._inductor.codegen.wrapper import AllocateLine
 
-    original = AllocateLine.should_reuse_buffer
-
     def should_reuse_buffer(self: Any, free_line: Any, size: int) -> bool:
         is_next = free_line.scheduler_node_index + 1 == self.scheduler_node_index
         return bool(self.comm_buffer or is_next)
 
-    AllocateLine.should_reuse_buffer = should_reuse_buffer  # type: ignore[method-assign]
-    try:
+    with _replaced(AllocateLine, "should_reuse_buffer", should_reuse_buffer):
         yield
-    finally:
-        AllocateLine.should_reuse_buffer = original  # type: ignore[method-assign]
 
 
 def _waits_beyond(scheduler: Any, producer: Any, reader: Any) -> bool:
@@ -687,8 +690,9 @@ def watching_generated_code(
 ) -> Iterator[None]:
     """Call ``check(source, origins)`` with each wrapper's text before its kernels are compiled.
 
-    ``origins`` names for each buffer the node that it comes from. ``check`` may raise ``GenerationStopped``. With ``stub`` nothing is compiled: the module is
-    one that must not be called. A hit in the FX graph cache calls nothing.
+    ``origins`` names for each buffer the node that it comes from. ``check`` may raise
+    ``GenerationStopped``. With ``stub`` nothing is compiled: the module is one that must not be called.
+    A hit in the FX graph cache calls nothing.
     ``GraphLowering._compile_to_module_lines``: 2.11, 2.13.
     """
     from torch._inductor.graph import GraphLowering
@@ -699,11 +703,8 @@ def watching_generated_code(
         check(wrapper_code.value, _origins(self))
         return _StubModule() if stub else original(self, wrapper_code)
 
-    GraphLowering._compile_to_module_lines = checked  # type: ignore[method-assign]  # a hook torch lacks
-    try:
+    with _replaced(GraphLowering, "_compile_to_module_lines", checked):
         yield
-    finally:
-        GraphLowering._compile_to_module_lines = original  # type: ignore[method-assign]
 
 
 class LaterModules:
@@ -723,7 +724,6 @@ class LaterModules:
         ``PyCodeCache.load_by_key_path``, given attributes for the module of a graph: 2.13."""
         from torch._inductor.codecache import PyCodeCache
 
-        original = vars(PyCodeCache)["load_by_key_path"]
         load_at_once = PyCodeCache.load_by_key_path
 
         def later(key: str, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -734,11 +734,8 @@ class LaterModules:
             self._waiting.append(module)
             return module
 
-        PyCodeCache.load_by_key_path = later  # type: ignore[method-assign]
-        try:
+        with _replaced(PyCodeCache, "load_by_key_path", later):
             yield
-        finally:
-            PyCodeCache.load_by_key_path = original  # type: ignore[method-assign]
 
     def load(self, compiled: Any) -> None:
         """Load what waits; the compiled graph then calls it without a detour. ``current_callable``,

@@ -56,9 +56,12 @@ def found(module: str, name: str) -> Any:
 
 
 def chains() -> Iterator[tuple[str, ...]]:
-    """Attributes in a row, from a name on: ``partitioners.x.y``."""
+    """Attributes in a row, from a name on: ``partitioners.x.y``; and methods that are replaced."""
     for tree in TREES:
         for node in ast.walk(tree):
+            match node:
+                case ast.Call(ast.Name("_replaced"), [ast.Name(owner), ast.Constant(name), _]):
+                    yield owner, str(name)
             names: list[str] = []
             while isinstance(node, ast.Attribute):
                 names.insert(0, node.attr)
