@@ -133,3 +133,4 @@ def test_what_operators_take_inside_is_simulated_as_it_is(attempts: list[Attempt
     planned = attempts[-1]
     taken = {op.name: op.workspace_bytes for op in planned.problem.step.operations}
     assert any(taken.values()) and all(b >= 0 for b in taken.values())
+    assert planned.walk.peak_bytes == planned.outcome.plan.profile.peak_bytes
