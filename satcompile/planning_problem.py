@@ -17,7 +17,12 @@ from torch import fx
 from satcompile.cost.roofline import CostModel, OperationCost
 from satcompile.solver.step import Phase, Step, StepOperation
 from satcompile.solver.two_phase import Operation, Problem, Value
-from satcompile.torch_compat import is_backward_state, recompute_tag, size_hint
+from satcompile.torch_compat import (
+    incoming_gradients_stay,
+    is_backward_state,
+    recompute_tag,
+    size_hint,
+)
 from satcompile.training_graph import (
     TrainingGraph,
     is_getitem,
@@ -108,6 +113,7 @@ class PlanningProblem:
             gradients=self.storages_of(graph.nodes_of(graph.backward_outputs)),
             tangents=self.storages_of(graph.tangents),
             consumed=self._consumed(),
+            tangents_stay=incoming_gradients_stay(),
         )
 
     def step_of(self, is_default: bool) -> Step:

@@ -112,7 +112,7 @@ def _backward(
     ends = Ends(
         kept=_flags(step, step.gradients - step.consumed),
         written=_flags(step, step.gradients),
-        kept_first=_flags(step, step.outputs),
+        kept_first=_flags(step, step.held_by_the_caller),
         alive=_flags(step, saved | step.outputs | step.tangents),
         not_reused=_flags(step, step.tangents),
     )

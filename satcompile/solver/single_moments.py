@@ -170,7 +170,8 @@ class SingleMoments:
             for storage, made in self._made_at.items()
             if not self._may_be_inlined(storage)
         }
-        found |= {s: (0, self._last_read(s)) for s in step.tangents - step.outputs}
+        for storage in step.tangents - step.outputs:
+            found[storage] = 0, end if step.tangents_stay else self._last_read(storage)
         return found
 
     def _last_read(self, storage: int) -> int:

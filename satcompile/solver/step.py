@@ -70,6 +70,8 @@ class Step:
             are freed after their last reader like anything else.
         constant_bytes: alive from the forward to the end of the step whatever the plan
             (copies of weights and inputs in a layout that convolutions want).
+        tangents_stay: whether the caller of the backward holds the incoming gradients until it
+            returns.
     """
 
     operations: Sequence[StepOperation]
@@ -80,6 +82,12 @@ class Step:
     tangents: frozenset[int]
     constant_bytes: int = 0
     consumed: frozenset[int] = frozenset()
+    tangents_stay: bool = False
+
+    @property
+    def held_by_the_caller(self) -> frozenset[int]:
+        """Storages that are there before the backward and outlive it."""
+        return self.outputs | self.tangents if self.tangents_stay else self.outputs
 
     @cached_property
     def arrays(self) -> StepArrays:
@@ -346,7 +354,7 @@ def start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) -> 
 def backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
     """Labelled with positions in the order."""
     made = copies(step, order)
-    kept = {(s, 0) for s in step.outputs} | made.latest_of(step.gradients - step.consumed)
+    kept = {(s, 0) for s in step.held_by_the_caller} | made.latest_of(step.gradients - step.consumed)
     # An update reads what it consumes from memory.
     return liveness_events(
         computations(step, made, kept | made.latest_of(step.consumed)),

@@ -89,7 +89,7 @@ def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Attempt]) 
     """Inductor by itself saves each such weight, and the pictures, in the layout of its own."""
     torch.manual_seed(0)
     model, pictures = convolutions(), torch.randn(2, 3, 16, 16)
-    run = torch.compile(model, backend="sat", options={"memory_budget": "90% of default"})
+    run = torch.compile(model, backend="sat", options={"memory_budget": "95% of default"})
     loss = run(pictures).square().mean()
     loss.backward()
     ours, wanted = [p.grad.clone() for p in model.parameters()], []

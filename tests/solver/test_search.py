@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -39,7 +40,8 @@ def chains(draw):
     skip = draw(st.lists(st.integers(1, 2), min_size=layers, max_size=layers))
     workspace = draw(st.lists(st.sampled_from([0, 0, 15]), min_size=layers, max_size=layers))
     fusible = draw(st.lists(st.booleans(), min_size=layers, max_size=layers))
-    return build(value_bytes, gradient_bytes, times, skip, workspace, fusible)
+    made = build(value_bytes, gradient_bytes, times, skip, workspace, fusible)
+    return replace(made[0], tangents_stay=draw(st.booleans())), *made[1:]
 
 
 def build(value_bytes, gradient_bytes, times, skip=None, workspace=None, fusible=None):

@@ -3,6 +3,8 @@ as possible; exact numbers for what fusion and in-place reuse change."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +61,7 @@ def steps(draw):
         transient_outputs=some_of(made[F], most=1) - outputs - {0},
         gradients=some_of(set(made[B]) - {1} | set(made[E])),
         tangents=frozenset([1]),
+        tangents_stay=draw(st.booleans()),
     )
     return step, some_of(set(made[F]) | set(made[E]))
 
@@ -160,7 +163,8 @@ def oracle_peaks(step, forward, backward, saved):
 
     kept = latest(forward, saved | step.outputs | step.transient_outputs)
     start = saved | step.outputs | step.tangents
-    held = {(s, -1) for s in step.outputs} | latest(backward, step.gradients)
+    stay = step.tangents if step.tangents_stay else frozenset()
+    held = {(s, -1) for s in step.outputs | stay} | latest(backward, step.gradients)
     return scan(forward, (), kept), scan(backward, start, held)
 
 
@@ -205,7 +209,7 @@ def test_copies_are_alive_from_their_making_to_their_last_reader(made):
 @given(steps())
 def test_the_step_ends_with_its_outputs_and_gradients(made):
     step, saved = made
-    held = step.outputs | step.gradients
+    held = step.outputs | step.gradients | (step.tangents if step.tangents_stay else set())
     assert simulate(step, saved).backward.end_bytes == sum(step.storage_bytes[s] for s in held)
 
 
@@ -323,6 +327,24 @@ def test_incoming_gradients_are_not_written_over():
         tangents=frozenset([0]),
     )
     assert simulate(step, ()).peak_bytes == 20
+
+
+def test_incoming_gradients_stay_where_the_caller_holds_them():
+    last, held = 6, 100
+    step = Step(
+        [
+            StepOperation("first", (TANGENT,), (X,), B),
+            StepOperation("second", (X,), (Y,), B),
+            StepOperation("third", (Y,), (last,), B),
+        ],
+        [0, held, 10, 50, 0, 0, 50],
+        outputs=frozenset(),
+        transient_outputs=frozenset(),
+        gradients=frozenset([last]),
+        tangents=frozenset([TANGENT]),
+    )
+    assert peaks(step, set()) == (0, held + 10)
+    assert peaks(replace(step, tangents_stay=True), set()) == (0, held + 100)
 
 
 def test_transient_outputs_are_gone_when_the_backward_begins():
