@@ -354,7 +354,9 @@ def start_of_backward(step: Step, forward: Profile, saved: AbstractSet[int]) -> 
 def backward_events(step: Step, order: Sequence[int], saved: AbstractSet[int]) -> list[Event]:
     """Labelled with positions in the order."""
     made = copies(step, order)
-    kept = {(s, 0) for s in step.held_by_the_caller} | made.latest_of(step.gradients - step.consumed)
+    kept = {(s, 0) for s in step.held_by_the_caller} | made.latest_of(
+        step.gradients - step.consumed
+    )
     # An update reads what it consumes from memory.
     return liveness_events(
         computations(step, made, kept | made.latest_of(step.consumed)),
