@@ -152,11 +152,24 @@ def _refuse_cuda_graphs(gm: fx.GraphModule, options: Options) -> None:
         )
 
 
+def _refuse_streams(gm: fx.GraphModule, options: Options) -> None:
+    """What one stream frees, another may still need: a stream's memory waits for the others."""
+    asked = [name for name in ("memory_budget", "sparsity") if getattr(options, name) is not None]
+    used = [node.name for node in gm.graph.nodes if torch_compat.is_of_streams(node)]
+    if asked and used:
+        raise UnsupportedError(
+            f"{asked[0]} was asked for a model that uses streams of its own ({used[0]}): what runs on "
+            "several streams holds its memory in ways that no plan knows. Use the current stream inside "
+            f"the compiled model, or leave {asked[0]} out."
+        )
+
+
 def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callable[..., Any]:
     """A graph of Dynamo's as a callable that keeps to the options."""
     _refuse_sparse_gradients(gm)
     _refuse_devices(gm, options)
     _refuse_cuda_graphs(gm, options)
+    _refuse_streams(gm, options)
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
     if options.memory_budget is not None:
         _refuse_gathered([inputs[position] for position in parameters])

@@ -7,7 +7,8 @@ learn their results' sizes. Python's own reference counting then frees a block e
 the real run would free the real one.
 
 Memory that an operator takes and returns inside one call is measured by calling it
-(``satcompile.workspace``), but for operators with an ``out=``, of which the CPU's alone take any.
+(``satcompile.workspace``). Of operators with an ``out=`` matrix products alone take any: on a CPU in
+half precision, on CUDA from torch 2.15 on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from torch.utils import _pytree as pytree
 
 from satcompile.solver.simulator import Event, Profile, replay
 from satcompile.torch_compat import extern_kernels, fake_tensor_mode, incoming_gradients_stay
-from satcompile.workspace import HALF, Zeros, may_need_workspace, workspace_bytes
+from satcompile.workspace import (
+    Zeros,
+    may_need_workspace,
+    product_takes_workspace,
+    workspace_bytes,
+)
 
 _GENERATED = "<generated>"  # the file name of the text that we execute
 _LINES = "_lines_of_the_generated_text"
@@ -619,7 +625,8 @@ class _Operators:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if any(key == "out" or key.startswith("out_") for key in kwargs):
             out = kwargs.get("out")
-            if self._on_cpu and isinstance(out, Tensor) and out.dtype in HALF:
+            device_type = "cpu" if self._on_cpu else "cuda"
+            if isinstance(out, Tensor) and product_takes_workspace(out.dtype, device_type):
                 self._add_workspace(args, kwargs)
             return out
         results = _run_fake(self._real, args, kwargs, self._log, self._on_cpu)

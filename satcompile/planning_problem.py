@@ -32,7 +32,7 @@ from satcompile.training_graph import (
     num_elements,
     storage_bytes,
 )
-from satcompile.workspace import workspace_of
+from satcompile.workspace import is_product, workspace_of
 
 # Higher-order operators without effects of their own, safe to run twice.
 _PURE_HIGHER_ORDER = ("flex_attention",)
@@ -175,6 +175,8 @@ class PlanningProblem:
         if self.costs.is_fusible(node):
             return 0
         found = workspace_of(node) if self.tries_operators else None
+        if found is None and is_product(node.target):
+            found = self.costs.device.product_workspace_bytes
         if found is None:
             found = _reordered_weights_bytes(node) if self._runs_on_cpu else 0
         if self._runs_on_cpu and node.target is torch.ops.aten.convolution.default:

@@ -4,8 +4,9 @@ Each stands here with the reason and the versions on which it was checked. Nothi
 the project imports a name of torch that starts with an underscore, apart from types in
 annotations and ``torch._ops.OpOverload``, which is what FX nodes are made of.
 
-Checked on torch 2.13.0 (Python 3.11), 2.11.0 (Python 3.11 and 3.12) and 2.14.1 (Python 3.11 and
-3.13). Each name's own versions stand beside it.
+Checked on torch 2.13.0 (Python 3.11), 2.11.0 (Python 3.11 and 3.12), 2.14.1 (Python 3.11 and 3.13)
+and 2.15.0 (Python 3.13 and 3.14), where ``tests/test_torch_names.py`` found every name and the fast
+tests passed. Beside each name stand the versions on which its code was read.
 """
 
 from __future__ import annotations
@@ -283,6 +284,12 @@ def is_symbolic(value: Any) -> bool:
     return isinstance(value, SymTypes)
 
 
+def is_of_streams(node: fx.Node) -> bool:
+    """Whether Dynamo traced it from a CUDA stream or an event: operators of the namespace ``streams``,
+    defined in ``torch._dynamo.variables.streams``. 2.11, 2.13, 2.15."""
+    return node.op == "call_function" and str(node.target).startswith("streams.")
+
+
 def default_op_types() -> Any:
     """Which operators Inductor fuses, which are views, random, or heavy. 2.11, 2.13."""
     return partitioners.get_default_op_list()
@@ -548,26 +555,32 @@ def fusing_in_order() -> Iterator[None]:
     made later, as a sum of two passes' gradients does: what it reduces, which is larger than its
     result, would be kept until then. Other fusions of a producer with its reader, and of a row
     with a column reduction of the same values (GPU), stay. The caller's cache key must tell this
-    policy. ``InductorChoices``, names of the scheduler: 2.13.
+    policy.
+
+    What else Inductor chooses stays with whom it asked before: a user's ``inductor_choices_class``, or
+    what ``register_inductor_choices`` (2.15) has put together. That composes contributors by the first
+    that overrides a method, for the whole process; here both must agree, for one compilation.
+    ``InductorChoices``, names of the scheduler: 2.11, 2.13, 2.15.
     """
-    from torch._inductor.choices import InductorChoices
     from torch._inductor.scheduler import MixOrderReduction
     from torch._inductor.virtualized import V
 
-    class InOrder(InductorChoices):
-        @staticmethod
-        def can_fuse_horizontal(
-            scheduler: Any, node1: Any, node2: Any, shared_data_score: int
-        ) -> bool:
-            return bool(MixOrderReduction.can_fuse(node1, node2))
+    class InOrder:
+        def __init__(self, others: Any) -> None:
+            self._others = others
 
-        @staticmethod
-        def can_fuse_vertical(
-            scheduler: Any, node1: Any, node2: Any, shared_data_score: int
-        ) -> bool:
-            return not (node1.is_reduction() and _waits_beyond(scheduler, node1, node2))
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._others, name)
 
-    with V.set_choices_handler(InOrder()):
+        def can_fuse_horizontal(self, scheduler: Any, node1: Any, node2: Any, score: int) -> bool:
+            is_allowed = MixOrderReduction.can_fuse(node1, node2)
+            return is_allowed and self._others.can_fuse_horizontal(scheduler, node1, node2, score)
+
+        def can_fuse_vertical(self, scheduler: Any, node1: Any, node2: Any, score: int) -> bool:
+            waits = node1.is_reduction() and _waits_beyond(scheduler, node1, node2)
+            return not waits and self._others.can_fuse_vertical(scheduler, node1, node2, score)
+
+    with V.set_choices_handler(InOrder(V.choices)):
         yield
 
 
@@ -1143,6 +1156,13 @@ def blas_workspace_bytes() -> int | None:
     return chosen_bytes + (lt_bytes if chosen_bytes else 0)
 
 
+def blas_workspaces_stay() -> bool:
+    """Whether torch keeps what it has given cuBLAS and cuBLASLt. From 2.15 on (pull request 194311) it
+    takes a workspace for each product and gives it back behind it, unless the user asks for the cache.
+    2.11, 2.14, 2.15 (CUDA builds)."""
+    return _version() < (2, 15) or os.environ.get("TORCH_CUBLAS_WORKSPACE_CACHE") == "1"
+
+
 _BLAS_WORKSPACE_SIZES = (
     "_ZN2at4cuda22getChosenWorkspaceSizeEv",
     "_ZN2at4cuda26getCUDABlasLtWorkspaceSizeEv",
@@ -1168,7 +1188,7 @@ def incoming_gradients_stay() -> bool:
     return _version() < (2, 13)  # 2.12 was not looked at: counted, to be safe
 
 
-NEWEST_TESTED = (2, 14)
+NEWEST_TESTED = (2, 15)
 
 
 @functools.cache

@@ -18,7 +18,13 @@ from torch.utils import _pytree as pytree
 
 from satcompile.allocator import allocator_events
 from satcompile.solver.simulator import replay
-from satcompile.torch_compat import profiler_is_active, size_hint, without_tracing
+from satcompile.torch_compat import (
+    blas_workspace_bytes,
+    blas_workspaces_stay,
+    profiler_is_active,
+    size_hint,
+    without_tracing,
+)
 
 log = logging.getLogger("satcompile")
 
@@ -43,6 +49,9 @@ def workspace_bytes(
     """
     how = torch.get_num_threads() if device_type == "cpu" else torch.backends.cudnn.benchmark
     is_exact = torch.are_deterministic_algorithms_enabled()  # an attention's takes less then
+    if device_type != "cpu" and is_product(op):
+        args, kwargs = pytree.tree_map(_cut, (tuple(args), dict(kwargs)))
+        how = blas_workspace_bytes()  # the user's to change
     key = (str(op), repr(args), repr(sorted(kwargs.items())), device_type, how, is_exact)
     if key not in _measured:
         if profiler_is_active():
@@ -67,8 +76,33 @@ class Zeros:
 
 
 # In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
-HALF = (torch.bfloat16, torch.float16)
+_HALF = (torch.bfloat16, torch.float16)
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+def product_takes_workspace(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether a matrix product takes memory for the time of its call."""
+    return dtype in _HALF if device_type == "cpu" else not blas_workspaces_stay()
+
+
+def is_product(op: Any) -> bool:
+    return getattr(op, "__name__", "").partition(".")[0] in _PRODUCTS
+
+
+# What cuBLAS is given depends on the library that torch takes for a kind of product, not on sizes
+# beyond these; operands of full size might have no room beside the model.
+_LARGEST_OF_PRODUCT = 64
+
+
+def _cut(value: Any) -> Any:
+    if not isinstance(value, Zeros):
+        return value
+    shape = [min(size, _LARGEST_OF_PRODUCT) for size in value.shape]
+    strides, step = [0] * len(shape), 1
+    for position in sorted(range(len(shape)), key=lambda i: (value.strides[i], value.shape[i])):
+        strides[position] = step if value.strides[position] else 0
+        step *= shape[position] if value.strides[position] else 1
+    return Zeros(shape, strides, value.dtype)
 
 
 def workspace_of(node: fx.Node) -> int | None:
@@ -77,14 +111,16 @@ def workspace_of(node: fx.Node) -> int | None:
     op, result = node.target, node.meta.get("val")
     if not may_need_workspace(op):
         return None
-    name = getattr(op, "__name__", "").partition(".")[0]
     results = [value for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
-    if not results or (name in _PRODUCTS and results[0].dtype not in HALF):
+    if not results:
         return None
     device_type = results[0].device.type
-    if device_type != "cpu" and (name in _PRODUCTS or not torch.cuda.is_available()):
+    if is_product(op) and not product_takes_workspace(results[0].dtype, device_type):
         return None
-    as_called = _as_convolved if name.startswith("convolution") else _as_given
+    if device_type != "cpu" and not torch.cuda.is_available():
+        return None
+    is_convolution = getattr(op, "__name__", "").startswith("convolution")
+    as_called = _as_convolved if is_convolution else _as_given
     try:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), as_called)
         return workspace_bytes(op, args, kwargs, device_type)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from satcompile.torch_compat import (
     CompilationContext,
     StorageReferences,
     copy_of_captured,
+    fusing_in_order,
     is_part_of_call,
     rewriting_last,
 )
@@ -117,6 +118,32 @@ def test_torchs_own_budget_of_a_region_is_refused() -> None:
 
     with pytest.raises(satcompile.UnsupportedError, match="region_activation_memory_budget"):
         torch.compile(function, backend="sat")(torch.randn(8, requires_grad=True))
+
+
+def test_what_a_user_chooses_for_inductor_still_counts_where_plans_keep_their_order() -> None:
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.virtualized import V
+
+    asked = []
+
+    class Theirs(InductorChoices):
+        @staticmethod
+        def can_fuse_vertical(*nodes: Any) -> bool:
+            asked.append(nodes)
+            return False
+
+        def mark(self) -> str:
+            return "theirs"
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x.sin().sum(-1).cos()
+
+    x = torch.randn(8, 8)
+    with V.set_choices_handler(Theirs()), fusing_in_order():
+        assert V.choices.mark() == "theirs"
+        found = torch.compile(function, backend="inductor", options={"fx_graph_cache": False})(x)
+    torch.testing.assert_close(found, function(x))
+    assert asked
 
 
 class Inner(torch.nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from satcompile.errors import OptionError
-from satcompile.torch_compat import blas_workspace_bytes
+from satcompile.torch_compat import blas_workspace_bytes, blas_workspaces_stay
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Device:
         memory_bytes: of the device; None where that is the machine's business.
         workspace_bytes: what torch gives its libraries for matrix products and does not take back,
             in the two threads of a training step, the user's and that of the backward.
+        product_workspace_bytes: what it gives them for one product and takes back, from 2.15 on.
         is_validated: whether predictions were compared with measurements on such a device.
     """
 
@@ -42,6 +43,7 @@ class Device:
     source: str
     memory_bytes: int | None = None
     workspace_bytes: int = 0
+    product_workspace_bytes: int = 0
     is_validated: bool = False
 
     def rate(self, dtype: torch.dtype) -> float:
@@ -49,7 +51,7 @@ class Device:
 
 
 _THREADS = 2  # of a training step that multiply: the user's, and autograd's for the device
-# In each, for cuBLAS and cuBLASLt, by torch's rule of 2.11 to 2.14: on a card it is asked for.
+# In each, for cuBLAS and cuBLASLt, by torch's rule of 2.11 to 2.15: on a card it is asked for.
 _WORKSPACE_BYTES = (8320 + 1024) * 1024
 _LARGE_WORKSPACE_BYTES = (32 + 1) * 2**20  # Hopper; from torch 2.14 on Blackwell, too
 
@@ -71,18 +73,19 @@ def _gpu(
         torch.float32: tf32 * 1e6,
         torch.float64: fp64 * 1e6,
     }
-    return Device(
-        name,
-        "cuda",
-        gbytes_s * 1e3,
-        flops,
-        3.0,
-        4.0,
-        source,
-        memory_bytes=int(gbytes * 1e9),
-        workspace_bytes=_THREADS
-        * (_LARGE_WORKSPACE_BYTES if large_workspace else _WORKSPACE_BYTES),
+    without = Device(
+        name, "cuda", gbytes_s * 1e3, flops, 3.0, 4.0, source, memory_bytes=int(gbytes * 1e9)
     )
+    return _with_workspaces(
+        without, _LARGE_WORKSPACE_BYTES if large_workspace else _WORKSPACE_BYTES
+    )
+
+
+def _with_workspaces(device: Device, num_bytes: int) -> Device:
+    """``num_bytes`` are for one thread."""
+    if blas_workspaces_stay():
+        return replace(device, workspace_bytes=_THREADS * num_bytes, product_workspace_bytes=0)
+    return replace(device, workspace_bytes=0, product_workspace_bytes=num_bytes)
 
 
 _gpu_of_large_workspace = partial(_gpu, large_workspace=True)  # Hopper and Blackwell
@@ -193,8 +196,8 @@ def _listed(name: str) -> Device | None:
 def _as_it_is(known: Device, properties: Any) -> Device:
     """With the memory that the driver names, and what torch gives to cuBLAS here."""
     asked = blas_workspace_bytes()
-    workspace_bytes = known.workspace_bytes if asked is None else _THREADS * asked
-    return replace(known, memory_bytes=properties.total_memory, workspace_bytes=workspace_bytes)
+    found = known if asked is None else _with_workspaces(known, asked)
+    return replace(found, memory_bytes=properties.total_memory)
 
 
 def known_gpu(key: str) -> Device:
@@ -252,4 +255,5 @@ def _unlisted(properties: Any) -> Device:
         known.transcendental_flops,
         "scaled from the A100 by the number of multiprocessors",
         workspace_bytes=known.workspace_bytes,
+        product_workspace_bytes=known.product_workspace_bytes,
     )

@@ -40,7 +40,7 @@ def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
 def test_a_newer_torch_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_compat, "_version", lambda: (2, 99))
     backend._warn_of_untested_torch.cache_clear()
-    with pytest.warns(UserWarning, match="up to 2.14, not with this torch") as told:
+    with pytest.warns(UserWarning, match="up to 2.15, not with this torch") as told:
         for _ in range(2):
             torch.compiler.reset()
             _train()

@@ -394,6 +394,9 @@ DRIVER(cuLaunchKernel, CUfunction, unsigned, unsigned, unsigned, unsigned, unsig
        CUstream, void**, void**) {
   return skip("cuLaunchKernel"), CUDA_SUCCESS;
 }
+DRIVER(cuStreamIsCapturing, CUstream, CUstreamCaptureStatus* status) {
+  return *status = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS;
+}
 DRIVER(cuLaunchKernelEx, const CUlaunchConfig*, CUfunction, void**, void**) {
   return skip("cuLaunchKernelEx"), CUDA_SUCCESS;
 }

@@ -1,7 +1,8 @@
 """Runs CUDA's generated kernels on the host: Triton's interpreter, with what it lacks for Inductor's.
 
 Imported before triton is. Kernels run as they would on a card, one program after the other, in
-numpy. The interpreter knows no libdevice and reads broadcast operands of an atomic wrongly.
+numpy. The interpreter knows no libdevice, multiplies bfloat16's bits and reads broadcast operands of an
+atomic wrongly.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def install() -> None:
             setattr(triton_helpers, name, _maximum)
     builder = interpreter.InterpreterBuilder
     builder.create_extern_elementwise = _extern_elementwise
+    builder.cast_impl = _through_float32(builder.cast_impl)
+    builder.create_dot = _of_float32(builder.create_dot)
     builder.create_atomic_rmw = _with_whole_operands(builder.create_atomic_rmw)
     CachingAutotuner.__init__ = _with_few_programs(CachingAutotuner.__init__)
 
@@ -101,6 +104,47 @@ def _with_whole_operands(atomic: Callable[..., Any]) -> Callable[..., Any]:
         return atomic(self, op, whole(pointer), whole(value), whole(mask), *how)
 
     return run
+
+
+# numpy has no bfloat16. The interpreter keeps its bits as integers of 16; it multiplies those, drops
+# bits where a card rounds, and converts nothing but float32.
+
+
+def _through_float32(cast: Callable[..., Any]) -> Callable[..., Any]:
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def run(self: Any, source: Any, wanted: Any) -> Any:
+        source = _as_float32(source)
+        if wanted.scalar != tl.bfloat16:
+            return cast(self, source, wanted)
+        return TensorHandle(_bfloat16_bits(source.data.astype(np.float32)), tl.bfloat16)
+
+    return run
+
+
+def _of_float32(dot: Callable[..., Any]) -> Callable[..., Any]:
+    def run(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, _as_float32(a), _as_float32(b), *rest)
+
+    return run
+
+
+def _as_float32(handle: Any) -> Any:
+    """What is not bfloat16 as it is."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+
+def _bfloat16_bits(values: Any) -> Any:
+    """Of the nearest bfloat16, of the even one where two are as near."""
+    bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _with_few_programs(init: Callable[..., None]) -> Callable[..., None]:
