@@ -20,6 +20,7 @@ import sympy
 import torch
 from torch import fx
 
+from satcompile.cost.device import device_of
 from satcompile.errors import BudgetError
 from satcompile.generated_code import Figures, StepWalk, UnreadableCode, walk_step
 from satcompile.growth import GRIDS, grows_with_sizes, rounded_up
@@ -526,8 +527,11 @@ def _free_bytes(device: torch.device) -> int:
 
 def _segment_bytes(device: torch.device) -> int:
     """What torch's allocator takes from a GPU's driver at a time for blocks of some MiB: in the last
-    segment most may stay free."""
-    return 20 * 2**20 if device.type == "cuda" else 0
+    segment most may stay free. And a product's workspace, the largest block of many a small step: it
+    comes and goes, and where it was, smaller blocks may lie when it comes again."""
+    if device.type != "cuda":
+        return 0
+    return 20 * 2**20 + device_of(device).product_workspace_bytes
 
 
 def first_limits(accept_bytes: int) -> tuple[int, int]:

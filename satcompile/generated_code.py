@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from satcompile.kernels.table import ROW_BYTES
 from satcompile.solver.simulator import Event, Profile, replay
 from satcompile.torch_compat import extern_kernels, fake_tensor_mode, incoming_gradients_stay
 from satcompile.workspace import (
@@ -632,6 +633,9 @@ class _Operators:
         results = _run_fake(self._real, args, kwargs, self._log, self._on_cpu)
         if may_need_workspace(self._real):
             self._add_workspace(args, kwargs)
+        elif str(self._real) == "satcompile.update_.default" and not self._on_cpu:
+            gradients = args[0]  # the GPU reads of them in a table
+            _log_workspace(len(gradients) * ROW_BYTES, "the update's table", self._log)
         return results
 
     def _add_workspace(self, args: Any, kwargs: dict[str, Any]) -> None:
@@ -647,9 +651,13 @@ def _add_workspace(
     zeros, named = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
     num_bytes = workspace_bytes(op, zeros, named, "cpu" if on_cpu else "cuda")
     if num_bytes:
-        label, kind = _assigned_name() or str(op), _Kind("workspaces of operators")
-        log.append(BlockEvent(num_bytes, label, kind=kind))
-        log.append(BlockEvent(-num_bytes, label, kind=kind))
+        _log_workspace(num_bytes, _assigned_name() or str(op), log)
+
+
+def _log_workspace(num_bytes: int, label: str, log: list[BlockEvent]) -> None:
+    kind = _Kind("workspaces of operators")
+    log.append(BlockEvent(num_bytes, label, kind=kind))
+    log.append(BlockEvent(-num_bytes, label, kind=kind))
 
 
 def _is_tensor(value: Any) -> bool:

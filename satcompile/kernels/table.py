@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import torch
 
-from satcompile.kernels.scalars import Scalars
+from satcompile.kernels.scalars import NUM_SCALARS, Scalars
 from satcompile.optimizers.rules import Tiles, Update
 
 
@@ -31,6 +31,7 @@ class Word(IntEnum):
     SCALARS = 13  # eight, as float64
 
 
+ROW_BYTES = 8 * (Word.SCALARS + NUM_SCALARS)
 _VECTOR_BYTES = 16
 _VECTOR_ELEMENTS = 8  # of the smallest dtype, in 16 bytes
 

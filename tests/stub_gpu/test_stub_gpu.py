@@ -28,9 +28,11 @@ def check_prediction(found: dict[str, Any]) -> None:
     """To the byte, but for what operators take inside: that is known in units of 512."""
     name = found["case"]
     assert found["prediction"] == "generated code" and not found["notes"], name
-    # What is predicted of a sparse step is one that scores tiles, which takes strips of a weight.
-    slack_bytes = 2048 if "sparse" not in name else 0.01 * found["requested_bytes"]
-    assert 0 <= found["predicted_bytes"] - found["requested_bytes"] <= slack_bytes, name
+    # What is predicted of a sparse step is one that scores tiles, which takes strips of a weight. The
+    # first time, products are timed, for which a list of tiles is made.
+    is_sparse = "sparse" in name
+    least_bytes, most_bytes = (-512, 0.01 * found["requested_bytes"]) if is_sparse else (0, 2048)
+    assert least_bytes <= found["predicted_bytes"] - found["requested_bytes"] <= most_bytes, name
     assert found["allocated_bytes"] <= 1.01 * found["predicted_bytes"], name
 
 
@@ -104,10 +106,10 @@ def test_all_kernels_of_a_graph_build_and_none_has_to_spill(gpu: Stub, capabilit
     assert {"sweep_kernel", "tile_mm_kernel"} <= ours
 
 
-# The default takes 267 MB of a device that would be large enough.
+# The default takes 229 MB of a device that would be large enough (267 with a torch below 2.15).
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("megabytes", "segments"), [(245, "False"), (245, "True"), (60, "False")], ids=str
+    ("megabytes", "segments"), [(215, "False"), (215, "True"), (60, "False")], ids=str
 )
 def test_a_device_that_is_too_small_for_the_default(
     gpu: Stub, megabytes: int, segments: str
