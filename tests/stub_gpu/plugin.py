@@ -1,8 +1,8 @@
-"""The tests that want a GPU, on the stub: pytest -p tests.stub_gpu.plugin, with TRITON_INTERPRET=1.
+"""The tests that want a GPU, on the stub: pytest -p tests.stub_gpu.plugin, in the stub's environment with
+STUB_NUMBERS=1 and TRITON_INTERPRET=1.
 
-With STUB_NUMBERS=1 kernels are interpreted and operators have twins, as in ``numbers``: bytes are not
-a GPU's then. Without it kernels do nothing, as in ``walk``: bytes are exact, and numbers are none.
-STUB_EVERY=5 leaves one test of five.
+Kernels are interpreted and operators have twins, as in ``numbers``. Kernels write in place and twins'
+results are the device's, so that bytes are a GPU's, too. STUB_EVERY=5 leaves one test of five.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ import sys
 import pytest
 import torch
 
-from tests.stub_gpu import interpreter, twins, walk
+from tests.stub_gpu import interpreter, twins
 
 _STATUS = pytest.StashKey[int]()
 
 
 def pytest_configure() -> None:
-    if os.environ.get("STUB_NUMBERS") == "1":
-        interpreter.install()
-        twins.install()
-    else:
-        walk.skip_kernels()
+    interpreter.install()
+    twins.install()
     torch.backends.cudnn.enabled = False  # the stub has none
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+@pytest.hookimpl(trylast=True)  # behind -k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = items[:: int(os.environ.get("STUB_EVERY", "1"))]
 

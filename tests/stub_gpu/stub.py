@@ -40,15 +40,25 @@ class Stub:
 
     def run(self, script: str, *arguments: str, **settings: str) -> list[dict[str, Any]]:
         """The lines of JSON that ``tests/stub_gpu/script`` prints."""
-        done = subprocess.run(
-            [PYTHON, "-m", f"tests.stub_gpu.{script}", *arguments],
-            env=self.environment(**settings), cwd=ROOT, capture_output=True, text=True, timeout=800,
-            check=False,
-        )  # fmt: skip
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        done = self._python("-m", f"tests.stub_gpu.{script}", *arguments, **settings)
         if done.returncode != 0:
             raise AssertionError(f"exit status {done.returncode}:\n{done.stderr[-3000:]}")
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         return [json.loads(line) for line in lines]
+
+    def pytest(self, *arguments: str, **settings: str) -> str:
+        """The last line of tests that want a GPU."""
+        plugin = ("-p", "tests.stub_gpu.plugin", "-p", "no:cacheprovider", "-q", "--tb=short")
+        done = self._python("-m", "pytest", *plugin, *arguments, **settings)
+        if done.returncode != 0:
+            raise AssertionError(f"exit status {done.returncode}:\n{done.stdout[-6000:]}")
+        return done.stdout.strip().splitlines()[-1]
+
+    def _python(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PYTHON, *arguments], env=self.environment(**settings), cwd=ROOT, capture_output=True,
+            text=True, timeout=800, check=False,
+        )  # fmt: skip
 
 
 def build(folder: Path) -> Stub:

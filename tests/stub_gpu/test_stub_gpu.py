@@ -85,6 +85,22 @@ def test_numbers_are_those_of_the_cpu(gpu: Stub, names: tuple[str, ...]) -> None
             assert found["recomputed"] > 0, name
 
 
+# One of so many of the tests that want a GPU; the others run there by hand (CONTRIBUTING.md).
+SAMPLES = {
+    "tests/kernels/test_gpu.py": "7",
+    "tests/integration/test_updates.py": "3",
+    "tests/integration/test_run.py": "8",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", SAMPLES)
+def test_a_sample_of_the_tests_that_want_a_gpu(gpu: Stub, file: str) -> None:
+    settings = {"STUB_NUMBERS": "1", "TRITON_INTERPRET": "1", "STUB_EVERY": SAMPLES[file]}
+    last_line = gpu.pytest(file, "-k", "cuda or gpu", **settings, **SMALL_WORKSPACES)
+    assert " passed" in last_line and "skipped" not in last_line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_all_kernels_of_a_graph_build_and_none_has_to_spill(gpu: Stub, capability: int) -> None:

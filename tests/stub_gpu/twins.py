@@ -82,8 +82,8 @@ class _Twin:
         given: list[tuple[Tensor, Tensor]] = []  # ours, theirs
 
         def down(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_cuda:
-                given.append((on_host(value), value))
+            if isinstance(value, Tensor):
+                given.append((on_host(value) if value.is_cuda else value, value))
                 return given[-1][0]
             if isinstance(value, torch.device) and value.type == "cuda":
                 return torch.device("cpu")
