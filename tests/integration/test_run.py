@@ -216,15 +216,15 @@ def _compiled_graphs() -> int:
 @pytest.mark.slow
 def test_a_share_of_the_default_is_of_the_default_at_each_size(device: str) -> None:
     model = net(device)
-    run = within(model, "75% of default", dynamic=True)
-    for rows in (128, 512, 64):
+    run = within(model, "85% of default", dynamic=True)
+    for rows in (128, 512, 96):
         x = batch(device, rows)
         check_gradients(run, model, x)
         peak_bytes = satcompile.measure_peak(lambda x=x: loss_of(run, x), device)
         clear_gradients(model)
         graph = graph_of(model)
         total = parameter_bytes(model) + x.nbytes + peak_bytes
-        assert total <= graph.budget_bytes == int(0.75 * graph.default_peak_bytes)
+        assert total <= graph.budget_bytes == int(0.85 * graph.default_peak_bytes)
         assert graph.predicted_peak_bytes == pytest.approx(total, rel=0.01)
 
 
