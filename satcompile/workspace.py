@@ -47,7 +47,7 @@ def workspace_bytes(
     Returns:
         0 while the user's own profiler runs: two cannot record at once.
     """
-    how = torch.get_num_threads() if device_type == "cpu" else torch.backends.cudnn.benchmark
+    how: Any = torch.get_num_threads() if device_type == "cpu" else torch.backends.cudnn.benchmark
     is_exact = torch.are_deterministic_algorithms_enabled()  # an attention's takes less then
     if device_type != "cpu" and is_product(op):
         args, kwargs = pytree.tree_map(_cut, (tuple(args), dict(kwargs)))
