@@ -45,16 +45,20 @@ def workspace_bytes(
             ``Zeros``.
 
     Returns:
-        0 while the user's own profiler runs: two cannot record at once.
+        While the user's own profiler runs, as two cannot record at once: what a product on a GPU
+        takes at most, and 0 of all else.
     """
     how: Any = torch.get_num_threads() if device_type == "cpu" else torch.backends.cudnn.benchmark
     is_exact = torch.are_deterministic_algorithms_enabled()  # an attention's takes less then
+    most_bytes = None
     if device_type != "cpu" and is_product(op):
         args, kwargs = pytree.tree_map(_cut, (tuple(args), dict(kwargs)))
-        how = blas_workspace_bytes()  # the user's to change
+        how = most_bytes = blas_workspace_bytes()  # the user's to change
     key = (str(op), repr(args), repr(sorted(kwargs.items())), device_type, how, is_exact)
     if key not in _measured:
         if profiler_is_active():
+            if most_bytes is not None:
+                return most_bytes
             log.warning("a profiler is running: workspaces of operators are not counted")
             return 0
         _measured[key] = _measure(op, args, kwargs, device_type)

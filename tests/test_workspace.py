@@ -55,3 +55,15 @@ def test_a_product_in_full_precision_is_not_tried_on_a_cpu(monkeypatch: pytest.M
         found[dtype] = workspace_of(product)
     assert found == {torch.float32: None, torch.bfloat16: 7}
     assert tried == [torch.ops.aten.mm.default]
+
+
+def test_beside_a_profiler_a_product_on_a_gpu_takes_the_most_that_it_may(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workspace, "profiler_is_active", lambda: True)
+    monkeypatch.setattr(workspace, "blas_workspace_bytes", lambda: 123)
+    square = Zeros((3, 3), (3, 1), torch.float32)
+    assert workspace.workspace_bytes(torch.ops.aten.mm.default, (square, square), {}, "cuda") == 123
+    assert not caplog.records
+    assert workspace.workspace_bytes(torch.ops.aten.erf.default, (square,), {}, "cuda") == 0
+    assert "profiler" in caplog.text
