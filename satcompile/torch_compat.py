@@ -1138,8 +1138,9 @@ def is_wrapper_tensor(tensor: torch.Tensor) -> bool:
 
 def blas_workspace_bytes() -> int | None:
     """What torch takes for cuBLAS and cuBLASLt in each thread that multiplies on the current CUDA
-    device, and keeps: torch's own answer, the user's settings (CUBLAS_WORKSPACE_CONFIG and others)
-    among its reasons. None where it cannot be asked.
+    device, and keeps; where workspaces do not stay, the most that it takes for one product. Torch's own
+    answer, the user's settings (CUBLAS_WORKSPACE_CONFIG and others) among its reasons. None where it
+    cannot be asked.
 
     No Python name leads to these two functions; the library exports them. Where both libraries share
     one workspace, as from 2.12 on, the second is counted too many: 1 MiB. 2.11, 2.14 (CUDA builds).
@@ -1153,6 +1154,8 @@ def blas_workspace_bytes() -> int | None:
     for size in sizes:
         size.restype = ctypes.c_size_t
     chosen_bytes, lt_bytes = (int(size()) for size in sizes)
+    if not blas_workspaces_stay():
+        return max(chosen_bytes, lt_bytes)
     return chosen_bytes + (lt_bytes if chosen_bytes else 0)
 
 
