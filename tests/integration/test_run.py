@@ -711,7 +711,10 @@ def test_a_real_model_is_planned_anew_for_longer_sequences() -> None:
         clear_gradients(model)
         graph = graph_of(model)
         assert graph.resident_bytes + peak_bytes <= budget_bytes
-        assert graph.predicted_peak_bytes == graph.resident_bytes + peak_bytes
+        # Dynamo makes tensors of Llama's epsilons at each call: they are resident, as inputs are, and
+        # measured, where a plan saves them.
+        twice_bytes = graph.resident_bytes + peak_bytes - graph.predicted_peak_bytes
+        assert 0 <= twice_bytes <= 4 * 8
     twin = copy.deepcopy(model)
     output = twin(**text(2, 80, 256))
     output.loss.backward()
