@@ -69,6 +69,12 @@ _BUDGET_OF_REGION = (
     "options={'memory_budget': ...} where one is wanted."
 )
 
+_UPDATES_AND_STREAMS = (
+    "fuse_optimizer(in_backward=True) was asked for with a model that uses streams of its own: an update "
+    "would not wait for the stream that makes its gradient. Use the current stream inside the compiled "
+    "model, or leave in_backward out."
+)
+
 _UPDATES_AND_CUDA_GRAPHS = (
     "fuse_optimizer(in_backward=True) was asked for together with CUDA graphs (Inductor's "
     "triton.cudagraphs is on), which would replay one step's updates: that was never checked. Turn "
@@ -447,6 +453,8 @@ class Attempt:
             return None
         if torch_compat.uses_cuda_graphs(self.options.inductor) and not is_on_cpu(graph.module):
             raise _Refused(UnsupportedError(_UPDATES_AND_CUDA_GRAPHS))
+        if any(map(torch_compat.is_of_streams, graph.graph.nodes)):
+            raise _Refused(UnsupportedError(_UPDATES_AND_STREAMS))
         owners = graph.owners
         names: dict[fx.Node, list[str]] = {graph.primals[i]: [] for i in sorted(self.updates)}
         for node in graph.graph.nodes:

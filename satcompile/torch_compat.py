@@ -286,8 +286,10 @@ def is_symbolic(value: Any) -> bool:
 
 def is_of_streams(node: fx.Node) -> bool:
     """Whether Dynamo traced it from a CUDA stream or an event: operators of the namespace ``streams``,
-    defined in ``torch._dynamo.variables.streams``. 2.11, 2.13, 2.15."""
-    return node.op == "call_function" and str(node.target).startswith("streams.")
+    defined in ``torch._dynamo.variables.streams``. 2.11, 2.13, 2.15. AOTAutograd wraps them into
+    ``control_deps``. 2.15."""
+    name = str(node.target)
+    return node.op == "call_function" and (name.startswith("streams.") or name == "control_deps")
 
 
 def default_op_types() -> Any:

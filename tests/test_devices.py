@@ -163,6 +163,22 @@ def test_streams_are_refused_beside_a_plan(asked: dict[str, Any], overload: bool
         _refuse_streams(module, parse(asked))
 
 
+def test_streams_are_known_behind_aotautograd_too() -> None:
+    def is_of_streams(name: str) -> bool:
+        return torch_compat.is_of_streams(SimpleNamespace(op="call_function", target=_Named(name)))
+
+    assert is_of_streams("control_deps") and is_of_streams("streams.wait_event.default")
+    assert not is_of_streams("aten.add.Tensor")
+
+
+class _Named:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_torch_can_be_asked_for_its_workspaces() -> None:
     assert devices.blas_workspace_bytes() is not None

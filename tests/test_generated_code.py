@@ -463,6 +463,19 @@ return (buf1, )
     assert (walk.figures.held_bytes, walk.held_bytes) == (512, 400)
 
 
+@pytest.mark.parametrize(("device", "table_bytes"), [("cuda", 2 * 21 * 8), ("cpu", 0)])
+def test_a_gpus_update_inside_the_backward_takes_a_table(device: str, table_bytes: int):
+    """A row of 21 words for each parameter."""
+    body = f"""
+    primals_1, = args
+    args.clear()
+    buf0 = empty_strided_{device}((100, ), (1, ), torch.float32)
+    torch.ops.satcompile.update_.default([buf0, buf0], [primals_1], [0, 1])
+    return (buf0, )
+    """
+    assert walked(body, X, outputs=("buf0",)).peak_bytes == 400 + table_bytes
+
+
 def test_parts_of_a_workspace_are_summed_up_behind_a_kernel():
     """As two reductions in different orders make it, fused into one kernel."""
     walk = walked(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
 from satcompile import workspace
+from satcompile.capture import capture
+from satcompile.cost.device import known_gpu
+from satcompile.cost.roofline import CostModel
+from satcompile.planning_problem import PlanningProblem
 from satcompile.workspace import Zeros, _cut, is_product, product_takes_workspace, workspace_of
 
 
@@ -67,3 +73,19 @@ def test_beside_a_profiler_a_product_on_a_gpu_takes_the_most_that_it_may(
     assert not caplog.records
     assert workspace.workspace_bytes(torch.ops.aten.erf.default, (square,), {}, "cuda") == 0
     assert "profiler" in caplog.text
+
+
+def test_a_plan_that_tries_nothing_counts_products_by_the_device() -> None:
+    """As ``satcompile plan`` does, for a card that is not there."""
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    graph = capture(lambda x: module(x).sum(), torch.randn(4, 8, requires_grad=True))
+    card = replace(known_gpu("A100"), product_workspace_bytes=1000)
+    problem = PlanningProblem(graph, CostModel(card))
+    taken = {
+        op.target: problem._workspace_bytes(op)
+        for op in problem.operations
+        if is_product(op.target)
+    }
+    assert taken and set(taken.values()) == {1000}
+    without = PlanningProblem(graph, CostModel(replace(card, product_workspace_bytes=0)))
+    assert not any(without.workspaces_bytes)

@@ -37,6 +37,18 @@ def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
         run(torch.randn(64, 16)).sum().backward()
 
 
+def test_streams_are_refused_beside_updates_in_the_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch_compat, "is_of_streams", lambda node: True)  # no CPU has any
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    satcompile.fuse_optimizer(optimizer, in_backward=True)
+    run = torch.compile(model, backend="sat")
+    with pytest.raises(UnsupportedError, match=r"in_backward=True.*streams of its own"):
+        run(torch.randn(64, 16)).sum().backward()
+
+
 def test_a_newer_torch_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_compat, "_version", lambda: (2, 99))
     backend._warn_of_untested_torch.cache_clear()
