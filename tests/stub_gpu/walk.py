@@ -1,4 +1,4 @@
-"""Predicted against requested: kernels are neither built nor run, the allocator is torch's own.
+"""Predicted against requested: no kernel is run, none built in vain, the allocator is torch's own.
 
 python -m tests.stub_gpu.walk BUDGET CASE [CASE ...], a budget of "-" for none
 """
@@ -28,7 +28,13 @@ def skip_kernels() -> None:
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
     from triton.runtime.interpreter import GridExecutor
 
-    CachingAutotuner.run = lambda self, *args, **kwargs: None
+    def build_at_most(self, *args, **kwargs) -> None:
+        """Inductor asks a fused kernel that it has just timed for its launcher."""
+        if not self.triton_interpret and not self.launchers:
+            self.precompile()
+            self.launchers = self.launchers[:1]
+
+    CachingAutotuner.run = build_at_most
     # Our own kernels, too: the interpreter keeps what it is given until the collector comes.
     GridExecutor.__call__ = lambda self, *args, **kwargs: None
 
