@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.workloads import llama, text
-from satcompile.report import registry
+from satcompile.runtime import registry
 from tests import zoo
 
 Inputs = dict[str, torch.Tensor]

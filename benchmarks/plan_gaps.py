@@ -23,10 +23,10 @@ from satcompile.passes.recompute import Recompute
 
 from benchmarks import environment, write_results
 from benchmarks.plan_quality import DEVICE, WORKLOADS, trace
-from satcompile.cost.device import known_gpu
-from satcompile.cost.roofline import CostModel
-from satcompile.planning_problem import PlanningProblem
-from satcompile.training_graph import TrainingGraph
+from satcompile.graph.training_graph import TrainingGraph
+from satcompile.planner.cost.device import known_gpu
+from satcompile.planner.cost.roofline import CostModel
+from satcompile.planner.problem import PlanningProblem
 
 SHARES = (0.8, 0.6, 0.5, 0.4)
 

@@ -27,17 +27,17 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from satcompile.passes.recompute import budget_search
 from transformers.initialization import no_init_weights
 
 from benchmarks import processor
 from satcompile import torch_compat
-from satcompile.capture import capture, fake_tensors
-from satcompile.cost.device import Device, known_gpu
-from satcompile.cost.roofline import CostModel
-from satcompile.planning_problem import PlanningProblem
+from satcompile.graph.capture import capture, fake_tensors
+from satcompile.graph.training_graph import TrainingGraph
+from satcompile.planner.cost.device import Device, known_gpu
+from satcompile.planner.cost.roofline import CostModel
+from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.searches import budget_search
 from satcompile.solver import two_phase
-from satcompile.training_graph import TrainingGraph
 
 TORCH_BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 DEVICE = "A100"  # one device for all machines, so that results compare; the largest in the field

@@ -25,7 +25,7 @@ COMMANDS = (LARGE, "llama-7b --batch 1 --sequence 2048 --device rtx4090 --train 
 
 def measure(arguments: str) -> dict[str, Any]:
     """Seconds by the clock and of the processor, and the most memory that was resident."""
-    command = [sys.executable, "-m", "satcompile.cli", "plan", *arguments.split()]
+    command = [sys.executable, "-m", "satcompile.commands.cli", "plan", *arguments.split()]
     started_s = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
         _, status, used = os.wait4(running.pid, 0)

@@ -1,7 +1,7 @@
 """How far simulated peaks are from those of generated code, over the architectures of coverage.
 
 Where generated code cannot be followed, a budget is held by the plan's simulated peak and a margin
-(``satcompile.inductor.UNREADABLE_MARGIN``). Here the code can be followed: each architecture is
+(``satcompile.compile.attempt.UNREADABLE_MARGIN``). Here the code can be followed: each architecture is
 asked for a budget of one byte, which is answered with its floor, and for that the code of its
 lowest plans and of torch's own is generated, not compiled. Of each plan, the ratio of what its code
 allocates at the peak to what was simulated.
@@ -27,7 +27,7 @@ from benchmarks.coverage.architecture import Architecture, loss_of
 from benchmarks.coverage.architectures import ARCHITECTURES
 from benchmarks.models import forget
 from benchmarks.workloads import quiet_transformers
-from satcompile.inductor import UNREADABLE_MARGIN, Attempt
+from satcompile.compile.attempt import UNREADABLE_MARGIN, Attempt
 
 
 @contextmanager

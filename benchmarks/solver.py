@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks import processor, write_results
 from benchmarks.problems import load_folder, save_folder, suite
-from satcompile.solve_command import read_budget
+from satcompile.commands.solve import read_budget
 from satcompile.solver import Infeasible, Problem, Schedule, solve
 
 # Extra time in % and seconds, at 80% of the peak without recomputation.

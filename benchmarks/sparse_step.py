@@ -29,8 +29,8 @@ import satcompile
 from benchmarks import environment, write_results
 from benchmarks.training import Done, Variant, function_of, measure_times, seconds, time_ratio
 from benchmarks.workloads import gpt2, quiet_transformers, text
-from satcompile.kernels import tile_products
-from satcompile.sparsity.masks import Mask, mask_of
+from satcompile.updates.kernels import tile_products
+from satcompile.updates.sparsity.masks import Mask, mask_of
 
 GOALS = {1.0: 1.03, 0.38: 0.88, 0.25: 0.85}  # of the dense step's time
 GOAL_GRADIENTS = 0.05  # above the density, of the dense gradients' time

@@ -23,8 +23,8 @@ from statistics import median
 import torch
 
 from benchmarks import environment, write_results
-from satcompile.kernels.tile_mm_triton import masked_mm, tile_mm
-from satcompile.optimizers.rules import Tiles
+from satcompile.updates.kernels.tile_mm_triton import masked_mm, tile_mm
+from satcompile.updates.optimizers.rules import Tiles
 
 SHAPES = ((4096, 4096, 8192), (1024, 4096, 16384))  # rows and columns of the weight, tokens
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

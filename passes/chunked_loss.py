@@ -10,7 +10,7 @@ gradient that comes in, unlike in losses that compute their gradient in the forw
 Hsu et al., 2024; cut cross-entropy, Wijmans et al., 2024; Inductor's own ``auto_chunker``).
 
 What it leaves alone, each with the reason in the report: logits that are returned, or that some
-operator reads for which there is no rule (``satcompile.chunking.rows``; those of sparse training
+operator reads for which there is no rule (``satcompile.graph.chunking.rows``; those of sparse training
 among them); losses that need all tokens at once; symbolic numbers of tokens; logits that are not
 larger than the rest.
 
@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from satcompile.chunking.region import CHUNK_OF, Region, amplifiers, find
-from satcompile.chunking.rewrite import even_chunks, in_chunks
-from satcompile.chunking.rows import NotByRows
-from satcompile.training_graph import TrainingGraph, is_tensor, storage_bytes
+from satcompile.graph.chunking.region import CHUNK_OF, Region, amplifiers, find
+from satcompile.graph.chunking.rewrite import even_chunks, in_chunks
+from satcompile.graph.chunking.rows import NotByRows
+from satcompile.graph.training_graph import TrainingGraph, is_tensor, storage_bytes
 
 _FEWEST, _MOST = 2, 16
 _PER_STORAGE = 2  # chunks' logits in the largest other storage: several of their size are alive

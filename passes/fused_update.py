@@ -14,7 +14,7 @@ What the pass rewrites, in a backward graph:
 
 What it leaves alone: gradients of anything that is no parameter of such an optimizer. Which
 parameter a gradient belongs to is found out at run time, from autograd's own graph, and so is
-whether it may be applied at all (``satcompile.optimizers.in_backward``).
+whether it may be applied at all (``satcompile.updates.optimizers.in_backward``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from satcompile.aliases import storage_owners
 from satcompile.errors import UnsupportedError, VerificationError
-from satcompile.optimizers.in_backward import take_gradients
+from satcompile.graph.aliases import storage_owners
+from satcompile.graph.training_graph import storage_bytes
 from satcompile.torch_compat import lower_as_writer
-from satcompile.training_graph import storage_bytes
+from satcompile.updates.optimizers.in_backward import take_gradients
 
 _WORTH_A_CALL = 1 << 20  # bytes of gradients,
 _SHARE_OF_ALL = 64  # or this part of them all, if that is less

@@ -34,8 +34,8 @@ from satcompile.passes.sparse_gradients import (
 )
 from torch import fx
 
-from satcompile.cost.roofline import matrix_flops
-from satcompile.sparsity.operators import (
+from satcompile.planner.cost.roofline import matrix_flops
+from satcompile.updates.sparsity.operators import (
     MASKED_ADDMM,
     MASKED_CONVOLUTION,
     MASKED_CONVOLUTION_INPUT,

@@ -14,7 +14,7 @@ What it leaves alone, each with the reason in the report: parameters of fewer di
 (also where they are tied to a projection), grouped and transposed convolutions, weights of a single
 tile, and whatever else is no plain product. Attention's products lead to no parameter's gradient.
 
-Which tiles are computed is known when the operators run (``satcompile.sparsity.operators``).
+Which tiles are computed is known when the operators run (``satcompile.updates.sparsity.operators``).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from satcompile.cost.roofline import matrix_flops
-from satcompile.sparsity.grid import Grid
-from satcompile.sparsity.operators import TILE_CONVOLUTION_WEIGHT, TILE_MM
+from satcompile.graph.training_graph import TrainingGraph
+from satcompile.planner.cost.roofline import matrix_flops
 from satcompile.torch_compat import is_dense
-from satcompile.training_graph import TrainingGraph
+from satcompile.updates.sparsity.grid import Grid
+from satcompile.updates.sparsity.operators import TILE_CONVOLUTION_WEIGHT, TILE_MM
 
 aten, prims = torch.ops.aten, torch.ops.prims
 

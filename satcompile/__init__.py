@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from satcompile.capture import fake_tensors
+    from satcompile.commands.forecast.estimate import Plan, plan
     from satcompile.errors import (
         BudgetError,
         FileError,
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
         UpdateError,
         VerificationError,
     )
-    from satcompile.measure import measure_peak
-    from satcompile.optimizers.fused import fuse_optimizer
-    from satcompile.planning.estimate import Plan, plan
-    from satcompile.report.registry import report, sparsity_state
+    from satcompile.graph.capture import fake_tensors
     from satcompile.report.saved import load_report
-    from satcompile.sparsity.settings import Sparsity
-    from satcompile.sparsity.state import SparsityState
+    from satcompile.runtime.measure import measure_peak
+    from satcompile.runtime.registry import report, sparsity_state
+    from satcompile.updates.optimizers.fused import fuse_optimizer
+    from satcompile.updates.sparsity.settings import Sparsity
+    from satcompile.updates.sparsity.state import SparsityState
 
 __all__ = [
     "BudgetError",
@@ -58,20 +58,20 @@ _HOMES = {
     "FileError": "satcompile.errors",
     "NotCompiledError": "satcompile.errors",
     "OptionError": "satcompile.errors",
-    "Plan": "satcompile.planning.estimate",
+    "Plan": "satcompile.commands.forecast.estimate",
     "SatcompileError": "satcompile.errors",
-    "Sparsity": "satcompile.sparsity.settings",
-    "SparsityState": "satcompile.sparsity.state",
+    "Sparsity": "satcompile.updates.sparsity.settings",
+    "SparsityState": "satcompile.updates.sparsity.state",
     "UnsupportedError": "satcompile.errors",
     "UpdateError": "satcompile.errors",
     "VerificationError": "satcompile.errors",
-    "fake_tensors": "satcompile.capture",
-    "fuse_optimizer": "satcompile.optimizers.fused",
+    "fake_tensors": "satcompile.graph.capture",
+    "fuse_optimizer": "satcompile.updates.optimizers.fused",
     "load_report": "satcompile.report.saved",
-    "measure_peak": "satcompile.measure",
-    "plan": "satcompile.planning.estimate",
-    "report": "satcompile.report.registry",
-    "sparsity_state": "satcompile.report.registry",
+    "measure_peak": "satcompile.runtime.measure",
+    "plan": "satcompile.commands.forecast.estimate",
+    "report": "satcompile.runtime.registry",
+    "sparsity_state": "satcompile.runtime.registry",
 }
 
 

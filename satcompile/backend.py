@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile import sparse_calls, torch_compat
-from satcompile.binding import BoundGraph, UnlimitedGraph
-from satcompile.compilation import Compilation, Planned
+from satcompile import torch_compat
+from satcompile.compile.attempt import devices_of
+from satcompile.compile.rounds import Compilation, Planned
 from satcompile.errors import SatcompileError, UnsupportedError
-from satcompile.inductor import devices_of
 from satcompile.options import Options, parse, refuse_mode
-from satcompile.report import registry
+from satcompile.runtime import registry, sparse_calls
+from satcompile.runtime.bound_graph import BoundGraph, UnlimitedGraph
 
 log = logging.getLogger("satcompile")
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from satcompile.errors import OptionError
 from satcompile.sizes import read_size
-from satcompile.sparsity.settings import Sparsity, read_sparsity
+from satcompile.updates.sparsity.settings import Sparsity, read_sparsity
 
 PASS_NAMES = ("sparse_gradients", "sparse_forward", "chunked_loss", "recompute", "fused_update")
 

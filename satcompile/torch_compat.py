@@ -5,7 +5,7 @@ the project imports a name of torch that starts with an underscore, apart from t
 annotations and ``torch._ops.OpOverload``, which is what FX nodes are made of.
 
 Checked on torch 2.13.0 (Python 3.11), 2.11.0 (Python 3.11 and 3.12), 2.14.1 (Python 3.11 and 3.13)
-and 2.15.0 (Python 3.13 and 3.14), where ``tests/test_torch_names.py`` found every name and the fast
+and 2.15.0 (Python 3.13 and 3.14), where ``tests/torch_compat/test_torch_names.py`` found every name and the fast
 tests passed. Beside each name stand the versions on which its code was read.
 """
 

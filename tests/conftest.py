@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from satcompile.report import registry
+from satcompile.runtime import registry
 
 # On a GPU the budgets of tiny models would be lost beside 64 MiB of workspaces for cuBLAS.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":0:0")

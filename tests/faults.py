@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile.partition import Partition
-from satcompile.planning_problem import is_random
-from satcompile.verify import signature
+from satcompile.compile.partition import Partition
+from satcompile.compile.verify import signature
+from satcompile.graph.nodes import is_random
 
 aten = torch.ops.aten
 

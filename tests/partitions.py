@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile.inductor import Attempt
+from satcompile.compile.attempt import Attempt
+from satcompile.compile.partition import Partition
+from satcompile.compile.pipeline import PassRecord
 from satcompile.options import Options
-from satcompile.partition import Partition
-from satcompile.pipeline import PassRecord
-from satcompile.planning_problem import PlanningProblem
-from satcompile.retention import RetentionPlan
+from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.retention import RetentionPlan
 
 
 class _Partitioned(BaseException):

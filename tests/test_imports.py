@@ -24,7 +24,7 @@ def run(code: str) -> str:
         "import satcompile",
         "import satcompile.solver",
         "from satcompile.solver import Infeasible, Problem, Schedule, solve",
-        "from satcompile import cli, solve_command",
+        "from satcompile.commands import cli, solve",
     ],
 )
 def test_the_solver_is_imported_without_torch(statement: str) -> None:
@@ -45,7 +45,7 @@ def test_the_command_line_solves_without_torch(tmp_path: Path) -> None:
     path = tmp_path / "problem.json"
     path.write_text('{"times": [1, 1], "bytes": [1, 1], "edges": [[0, 1]]}')
     code = (
-        "import sys; from satcompile import cli; "
+        "import sys; from satcompile.commands import cli; "
         f"code = cli.main(['solve', {str(path)!r}, '--budget', '100%']); "
         "print(code, 'torch' in sys.modules)"
     )

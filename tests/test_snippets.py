@@ -22,7 +22,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from torch import nn
 
 import satcompile
-from satcompile.cli import main
+from satcompile.commands.cli import main
 
 CHECKOUT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -137,7 +137,7 @@ def test_command(command: str, somewhere: Path) -> None:
     if words[:2] == ["satcompile", "solve"]:
         assert main([*words[1:], "--time-limit", "5"]) == 0
     elif words[0] == "satcompile":
-        assert_options_exist([sys.executable, "-m", "satcompile.cli", words[1]], words[2:])
+        assert_options_exist([sys.executable, "-m", "satcompile.commands.cli", words[1]], words[2:])
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]) is not None, f"{words[2]} does not exist"
         if words[2].startswith("benchmarks."):

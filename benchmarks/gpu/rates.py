@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment, write_results
-from satcompile.cost.device import device_of
+from satcompile.planner.cost.device import device_of
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 

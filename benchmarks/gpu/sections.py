@@ -48,7 +48,7 @@ SECTIONS = (
             "--ignore", "tests/report", "--ignore", "tests/solver",
         ),
         360,
-        ("-m", "pytest", "tests/test_devices.py", "-q"),
+        ("-m", "pytest", "tests/planner/test_devices.py", "-q"),
     ),
     Section(
         "update",

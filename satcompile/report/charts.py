@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 
-from satcompile.curve import CurvePoint, best
+from satcompile.planner.curve import CurvePoint, best
 from satcompile.report.data import GraphReport
 from satcompile.report.sparsity import TiledRow
 from satcompile.report.timeline import Allocation, Timeline

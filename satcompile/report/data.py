@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from satcompile.curve import CurvePoint
+from satcompile.planner.curve import CurvePoint
 from satcompile.report.entries import PassRow, ValueRow
 from satcompile.report.files import ending_of, write_whole
 from satcompile.report.sparsity import SavedSparsity, SparsityReport

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from satcompile.passes.recompute import budget_search
-from satcompile.planning_problem import PlanningProblem
-from satcompile.report.rows import module_path, source_line
+from satcompile.graph.nodes import module_path, source_line
+from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.retention import RetentionPlan
+from satcompile.planner.searches import budget_search
 from satcompile.report.timeline import Place, Timeline, timeline
-from satcompile.retention import RetentionPlan
 from satcompile.solver.step import Step
 
 

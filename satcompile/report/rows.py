@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import fx
 
-from satcompile.planning_problem import PlanningProblem
+from satcompile.graph.nodes import module_path, source_line
+from satcompile.graph.training_graph import storage_bytes
+from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.retention import RetentionPlan
 from satcompile.report.entries import ValueRow
-from satcompile.retention import RetentionPlan
 from satcompile.torch_compat import size_hint
-from satcompile.training_graph import storage_bytes
 
 
 def saved_rows(problem: PlanningProblem, plan: RetentionPlan) -> list[ValueRow]:
@@ -45,24 +45,3 @@ def _row(node: fx.Node, copies: int) -> ValueRow:
         source=source_line(node),
         copies=copies,
     )
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module whose forward made the node, as in ``named_modules()``; for a
-    node of the backward, of the module that it differentiates."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    path = re.sub(r"\['?([^'\]]+)'?\]", r".\1", path)
-    path = re.sub(r"^L\.?", "", path.replace("_modules.", "").replace("._orig_mod", ""))
-    return re.sub(r"^\.*(self\.?)?", "", path)
-
-
-def source_line(node: fx.Node) -> str:
-    """ "file.py:123" of the innermost frame of the user's code."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    if not frames:
-        return ""
-    file, line = frames[-1]
-    return f"{file.rsplit('/', 1)[-1]}:{line}"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satcompile.curve import CurvePoint
 from satcompile.errors import FileError
+from satcompile.planner.curve import CurvePoint
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
 from satcompile.report.files import read_text
 from satcompile.report.sparsity import SavedSparsity

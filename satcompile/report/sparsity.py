@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from satcompile.passes.sparse_gradients import SparseParameters, TiledParameter
-from satcompile.sparsity.masks import Mask
-from satcompile.sparsity.population import population_of
+from satcompile.updates.sparsity.masks import Mask
+from satcompile.updates.sparsity.population import population_of
 
 
 @dataclass(frozen=True)

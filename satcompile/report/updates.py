@@ -1,7 +1,7 @@
 """What a report says of fused updates: whose gradients the backward hands to their optimizer.
 
 Read off the optimizers whenever somebody looks, for whoever called the graph last. What a backward
-may do is decided each time it runs (``satcompile.optimizers.in_backward``): after the first one,
+may do is decided each time it runs (``satcompile.updates.optimizers.in_backward``): after the first one,
 the rows say what the latest one did.
 """
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from satcompile.optimizers.in_backward import LEDGER
 from satcompile.passes.fused_update import FusedUpdate
+from satcompile.updates.optimizers.in_backward import LEDGER
 
 if TYPE_CHECKING:
-    from satcompile.inductor import Attempt
+    from satcompile.compile.attempt import Attempt
 
 
 @dataclass(frozen=True)

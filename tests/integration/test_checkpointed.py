@@ -15,7 +15,7 @@ import satcompile
 from satcompile.errors import OptionError
 from tests.integration.training import SAME_RANDOM_NUMBERS, only_graph
 from tests.partitions import planned
-from tests.versions import TORCH
+from tests.torch_compat.versions import TORCH
 
 
 class Attending(nn.Module):

@@ -12,7 +12,7 @@ import transformers
 from transformers.modeling_outputs import CausalLMOutput
 
 import satcompile
-from satcompile.chunking.operators import ADD_SHARE
+from satcompile.graph.chunking.operators import ADD_SHARE
 from tests.integration.training import (
     assert_same_gradients,
     measured,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile import compilation
+from satcompile.compile import rounds
 from tests.integration.test_use import Net
 from tests.zoo import build
 
@@ -120,8 +120,8 @@ def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch)
     def promised(*_: Any) -> SimpleNamespace:
         return SimpleNamespace(is_within=lambda _: True, settings={"limit_bytes": 2**40})
 
-    monkeypatch.setattr(compilation, "_ROUNDS", 0)
-    monkeypatch.setattr(compilation.Compilation, "_floor", promised)
+    monkeypatch.setattr(rounds, "_ROUNDS", 0)
+    monkeypatch.setattr(rounds.Compilation, "_floor", promised)
     run = torch.compile(Net(), backend="sat", options={"memory_budget": "60KB"})
     with pytest.raises(satcompile.BudgetError) as caught:
         run(torch.randn(64, 16))
@@ -223,13 +223,13 @@ def test_where_the_lowest_plan_fits_no_others_are_generated(monkeypatch: Any) ->
     model, x = small("widths")
     floor_bytes = named(model, x, 1)
     asked = []
-    low_attempts = compilation.Compilation._low_attempts
+    low_attempts = rounds.Compilation._low_attempts
 
     def counted(self: Any, inputs: Any) -> Any:
         asked.append(self)
         return low_attempts(self, inputs)
 
-    monkeypatch.setattr(compilation.Compilation, "_low_attempts", counted)
+    monkeypatch.setattr(rounds.Compilation, "_low_attempts", counted)
     graph = step(model, x, floor_bytes)
     assert graph.measured_peak_bytes <= graph.budget_bytes
     assert not asked

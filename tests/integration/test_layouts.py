@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile.inductor import Attempt
-from satcompile.planning_problem import PlanningProblem
+from satcompile.compile.attempt import Attempt
+from satcompile.planner.problem import PlanningProblem
 from satcompile.solver.step import Step
 
 

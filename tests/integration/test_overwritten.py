@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import satcompile
+from satcompile.compile.verify import check_partition, reference
 from satcompile.errors import VerificationError
-from satcompile.verify import check_partition, reference
 from tests.partitions import planned
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from satcompile.passes.recompute import Recompute
 
-from satcompile.capture import capture, fake_tensors
-from satcompile.cost.device import known_gpu
-from satcompile.cost.roofline import CostModel
-from satcompile.planning_problem import PlanningProblem
-from satcompile.training_graph import TrainingGraph
+from satcompile.graph.capture import capture, fake_tensors
+from satcompile.graph.training_graph import TrainingGraph
+from satcompile.planner.cost.device import known_gpu
+from satcompile.planner.cost.roofline import CostModel
+from satcompile.planner.problem import PlanningProblem
 
 MOST_SECONDS = 60  # of processor time, on the slowest machine at hand; a tenth is usual
 

@@ -143,7 +143,7 @@ def test_data_parallel_processes_update_by_the_mean_and_fsdp2_is_refused(tmp_pat
 
 
 def _lose_scores_of_first_weight() -> None:
-    from satcompile.sparsity.masks import Mask
+    from satcompile.updates.sparsity.masks import Mask
 
     original = Mask.take_incoming
     chosen: list[Mask] = []
@@ -190,17 +190,17 @@ def test_data_parallel_processes_freeze_the_same_tiles(tmp_path: Path) -> None:
 
 
 def test_no_op_source_change_changes_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from satcompile import inductor
+    from satcompile.compile import attempt as attempts
     from satcompile.options import parse
 
     def key(options: dict, limit_bytes: int | None = None) -> str:
-        attempt = inductor.Attempt(parse(options), limit_bytes)
-        return inductor._Partitioner(attempt).uuid()
+        attempt = attempts.Attempt(parse(options), limit_bytes)
+        return attempts._Partitioner(attempt).uuid()
 
     base = key({})
     assert key({}) == base
     assert key({"reserve": 1}) != base
     assert key({}, limit_bytes=100) != base
     assert key({"memory_budget": "1GiB"}) != key({"memory_budget": "2GiB"})
-    monkeypatch.setattr(inductor, "_source_digest", lambda: "another source")
+    monkeypatch.setattr(attempts, "_source_digest", lambda: "another source")
     assert key({}) != base

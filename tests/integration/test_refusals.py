@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile import backend, inductor, torch_compat
+from satcompile import backend, torch_compat
+from satcompile.compile import attempt as attempts
 from satcompile.errors import OptionError, UnsupportedError
 from tests.integration.test_use import Net
 
@@ -27,7 +28,7 @@ def _train(options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
 def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inductor, "is_on_cpu", lambda gm: False)
+    monkeypatch.setattr(attempts, "is_on_cpu", lambda gm: False)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
     satcompile.fuse_optimizer(optimizer, in_backward=True)
@@ -142,8 +143,8 @@ def test_auto_takes_what_is_free() -> None:
 
 
 def test_a_verification_failure_stops_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from satcompile import pipeline
-    from satcompile.partition import partition
+    from satcompile.compile import pipeline
+    from satcompile.compile.partition import partition
 
     def broken(graph: Any, plan: Any) -> Any:
         parts = partition(graph, plan)

@@ -10,7 +10,7 @@ import torch
 from torch._inductor.codecache import PyCodeCache
 
 import satcompile
-from satcompile import compilation
+from satcompile.compile import rounds
 from satcompile.report.data import GraphReport
 from tests.integration.test_use import Net
 from tests.integration.training import assert_same_gradients, gradients
@@ -30,7 +30,7 @@ def test_only_what_is_accepted_is_loaded(tmp_path: Path, monkeypatch: pytest.Mon
     eager(x).square().sum().backward()
     default_bytes = step(model, x).default_peak_bytes
     # The first limit lets a plan pass whose code is over the budget.
-    monkeypatch.setattr(compilation, "first_limits", lambda accept_bytes: (2 * accept_bytes, 0))
+    monkeypatch.setattr(rounds, "first_limits", lambda accept_bytes: (2 * accept_bytes, 0))
     for _ in ("compiled", "out of the FX graph cache"):
         loaded = len(PyCodeCache.modules)
         model.zero_grad()

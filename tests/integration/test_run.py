@@ -17,9 +17,9 @@ from torch import nn
 
 import satcompile
 from benchmarks.overhead import Blocks
-from satcompile import generated_code
-from satcompile.generated_code import UnreadableCode
-from satcompile.steps import STEPS
+from satcompile.compile import allocation
+from satcompile.compile.allocation import UnreadableCode
+from satcompile.runtime.steps import STEPS
 from tests.integration.test_use import Net
 from tests.integration.training import assert_same_gradients, clear_gradients, gradients
 
@@ -270,7 +270,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(source: str) -> Any:
         raise UnreadableCode("a form of tomorrow")
 
-    monkeypatch.setattr(generated_code, "_read", read)
+    monkeypatch.setattr(allocation, "_read", read)
 
 
 @pytest.mark.usefixtures("unreadable")

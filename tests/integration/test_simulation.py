@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import satcompile
-from tests.versions import TORCH
+from tests.torch_compat.versions import TORCH
 
 MARGIN = (
     0.01 if TORCH >= (2, 13) else 0.025

@@ -19,8 +19,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_  # under these name
 from torch.utils.checkpoint import checkpoint
 
 import satcompile
-from satcompile.kernels import sweep as sweeps
-from satcompile.optimizers import in_backward
+from satcompile.updates.kernels import sweep as sweeps
+from satcompile.updates.optimizers import in_backward
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TOLERANCE = 1e-10

@@ -16,13 +16,13 @@ from satcompile.passes.chunked_loss import ChunkedLoss
 from satcompile.passes.recompute import Recompute
 from torch import fx
 
-from satcompile.chunking.operators import ADD_SHARE
-from satcompile.chunking.region import amplifiers, find
-from satcompile.chunking.rewrite import check_chunks, even_chunks, in_chunks
-from satcompile.chunking.rows import NotByRows, Rows, trimmed
+from satcompile.compile.verify import check_rewritten, reference
+from satcompile.graph.chunking.operators import ADD_SHARE
+from satcompile.graph.chunking.region import amplifiers, find
+from satcompile.graph.chunking.rewrite import check_chunks, even_chunks, in_chunks
+from satcompile.graph.chunking.rows import NotByRows, Rows, trimmed
+from satcompile.graph.training_graph import TrainingGraph
 from satcompile.torch_compat import fake_tensor_mode
-from satcompile.training_graph import TrainingGraph
-from satcompile.verify import check_rewritten, reference
 from tests.passes.vocabulary import (
     HIDDEN,
     VOCABULARY,
@@ -306,7 +306,7 @@ def test_chunks_that_are_no_partition_are_refused(chunks: list[range]) -> None:
 def test_a_rule_that_is_wrong_about_a_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = joint(Head(cross_entropy()), data())
     region = find(graph, next(amplifiers(graph)))
-    monkeypatch.setattr("satcompile.chunking.rewrite.emit", _first_operand)
+    monkeypatch.setattr("satcompile.graph.chunking.rewrite.emit", _first_operand)
     with pytest.raises(NotByRows, match="a chunk of"):
         in_chunks(graph.module, region, even_chunks(region.units, 4))
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from satcompile.capture import capture
-from satcompile.chunking.region import amplifiers, find
-from satcompile.chunking.rewrite import even_chunks, in_chunks
-from satcompile.training_graph import TrainingGraph
+from satcompile.graph.capture import capture
+from satcompile.graph.chunking.region import amplifiers, find
+from satcompile.graph.chunking.rewrite import even_chunks, in_chunks
+from satcompile.graph.training_graph import TrainingGraph
 
 VOCABULARY, HIDDEN, BATCH, LENGTH = 96, 8, 4, 9
 IGNORED = -100

@@ -9,7 +9,7 @@ import torch
 
 import satcompile
 from satcompile.errors import BudgetError, SatcompileError, UnsupportedError
-from satcompile.report import registry
+from satcompile.runtime import registry
 from tests.programs.failures import Failure, failure, general, unwrapped
 from tests.programs.program import Program, Results, Trial, eager
 

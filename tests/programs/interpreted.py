@@ -16,10 +16,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from satcompile.compile.attempt import Attempt
+from satcompile.compile.partition import Partition
 from satcompile.errors import SatcompileError, UnsupportedError
-from satcompile.inductor import Attempt
 from satcompile.options import parse
-from satcompile.partition import Partition
 from satcompile.torch_compat import compile_fx, copy_of_captured
 from tests.programs.failures import Failure, failure, general, unwrapped
 from tests.programs.program import Program, Results, Trial, eager

@@ -10,7 +10,7 @@ import torch
 
 import satcompile
 from satcompile import FileError
-from satcompile.cli import main
+from satcompile.commands.cli import main
 from satcompile.report.comparison import Decision
 from satcompile.report.data import PassRow, Report, ValueRow
 from satcompile.report.saved import compare_files, load_report

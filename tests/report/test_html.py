@@ -13,7 +13,7 @@ from selenium.common.exceptions import NoAlertPresentException
 
 import satcompile
 from satcompile import FileError, OptionError, SatcompileError
-from satcompile.curve import CurvePoint
+from satcompile.planner.curve import CurvePoint
 from satcompile.report.data import GraphReport, PassRow, Report
 from satcompile.report.page import diff_lines
 from satcompile.report.sparsity import DenseRow, SavedSparsity, TiledRow

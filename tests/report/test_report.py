@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from satcompile import NotCompiledError
-from satcompile.curve import CurvePoint
-from satcompile.measure import Measured
-from satcompile.report import registry
+from satcompile.planner.curve import CurvePoint
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
 from satcompile.report.folding import fold_layers
 from satcompile.report.terminal import render
 from satcompile.report.timeline import Timeline
+from satcompile.runtime import registry
+from satcompile.runtime.measure import Measured
 from satcompile.sizes import format_bytes, format_time
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30

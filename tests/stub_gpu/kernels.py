@@ -20,7 +20,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 import torch
 import triton
 
-from satcompile.report import registry
+from satcompile.runtime import registry
 from tests.stub_gpu.walk import measured
 from tests.stub_gpu.zoo import CASES
 

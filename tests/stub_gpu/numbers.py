@@ -24,7 +24,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import satcompile  # noqa: E402
-from satcompile.report import registry  # noqa: E402
+from satcompile.runtime import registry  # noqa: E402
 from tests.stub_gpu import twins  # noqa: E402
 from tests.stub_gpu.zoo import Convolutions, Inputs, Llama, Mlp  # noqa: E402
 

@@ -97,7 +97,7 @@ def test_numbers_are_those_of_the_cpu(gpu: Stub, names: tuple[str, ...]) -> None
 
 # One of so many of the tests that want a GPU; the others run there by hand (CONTRIBUTING.md).
 SAMPLES = {
-    "tests/kernels/test_gpu.py": "7",
+    "tests/updates/kernels/test_gpu.py": "7",
     "tests/integration/test_updates.py": "3",
     "tests/integration/test_run.py": "12",
 }

@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 import satcompile  # noqa: E402
 from satcompile import torch_compat  # noqa: E402
-from satcompile.report import registry  # noqa: E402
+from satcompile.runtime import registry  # noqa: E402
 from tests.stub_gpu.zoo import CASES, Case  # noqa: E402
 
 

@@ -1,0 +1,1 @@
+"""The joint graph: capturing it, reading it, writing it anew in another order."""

@@ -1,0 +1,274 @@
+"""Several graphs under one budget: how much each may keep for its backward.
+
+Each graph keeps the same share of what it could save, between the least that it can save and what
+torch's own plan does. At a share there are two plans to choose from: the one of least time, whose
+backward may be the peak of the step, and the one of the lowest peak. The largest share is taken at
+which the whole step fits by simulation; generated code has the last word.
+
+The floor of a step is no sum of floors: what a graph keeps is there while others run. So each
+offers several low plans, and of these a mix is taken whose step is low.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from satcompile.compile.allocation import Figures
+from satcompile.compile.attempt import Attempt
+from satcompile.compile.rounds import FloorExceeded, Planned, Sizes
+from satcompile.errors import UnsupportedError
+from satcompile.runtime.residency import Residency
+from satcompile.runtime.shares import Room, Share, step_peak_bytes, stretch_of
+from satcompile.solver.step import StepProfile
+
+_LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
+_TRIES = 3  # of compilations, before the lowest plans are taken
+_MARGIN = 0.02  # the simulation is that close to generated code
+_BEYOND = 1 << 60  # the peak of a plan whose code cannot be followed
+_UNKNOWN = Figures(_BEYOND, _BEYOND, _BEYOND, 0, 0)
+
+_Choice = dict[int, int]  # by a graph's identity, the number of the plan that it takes
+
+
+@dataclass(frozen=True)
+class Together:
+    """Plans made for a step, as the shares of its calls."""
+
+    shares: list[Share]
+
+    @property
+    def peak_bytes(self) -> int:
+        return step_peak_bytes(self.shares)
+
+
+def plan_together(
+    graphs: Sequence[Any],
+    sizes: Sequence[Sizes],
+    residencies: Sequence[Residency],
+    limit_bytes: int,
+) -> Together:
+    """Give every graph a plan, so that the step of these calls fits ``limit_bytes``.
+
+    Args:
+        graphs: ``BoundGraph`` of each call, in the order of their forwards; one may stand
+            several times, and has one plan for all of its calls.
+        sizes, residencies: of each call.
+        limit_bytes: for the whole step, with what is resident.
+
+    Returns:
+        The shares as generated; those of the lowest step found, which is not compiled, where
+        nothing fits.
+
+    Raises:
+        UnsupportedError: the code of a graph cannot be followed.
+    """
+    _refuse_unreadable(graphs)
+    calls = _Calls(graphs, sizes, residencies)
+    ways = sorted(_ways(calls), key=lambda way: way.time_us)
+    fitting = [way for way in ways if way.peak_bytes <= limit_bytes * (1 - _MARGIN)]
+    for way in fitting[:_TRIES]:
+        try:
+            found = _generate(calls, way, limit_bytes)
+        except FloorExceeded:
+            continue
+        if found.peak_bytes <= limit_bytes:
+            return found
+    return _floor(calls, min(ways, key=lambda way: way.peak_bytes), limit_bytes)
+
+
+def _refuse_unreadable(graphs: Sequence[Any]) -> None:
+    """What a graph holds while the others run is known by its code alone."""
+    for graph in graphs:
+        attempt = graph.plans[0].attempt
+        if attempt.walk is None:
+            raise UnsupportedError(
+                f"A step of {len(graphs)} compiled graphs (graph breaks) does not fit its "
+                "memory_budget by the plans that its graphs have, and cannot be planned as a whole: "
+                f"the generated code of {graph.name} cannot be followed ({attempt.unreadable}). "
+                "Raise the budget, or remove the graph breaks, so that one plan covers the step."
+            )
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Of a step, in the order of their forwards."""
+
+    graphs: Sequence[Any]
+    sizes: Sequence[Sizes]
+    residencies: Sequence[Residency]
+
+    @cached_property
+    def distinct(self) -> dict[int, int]:
+        """By a graph's identity, the position of its first call."""
+        return {id(graph): k for k, graph in reversed(list(enumerate(self.graphs)))}
+
+    def together(self, figures: Sequence[Figures]) -> Together:
+        return Together([Share(r, each) for r, each in zip(self.residencies, figures, strict=True)])
+
+    def chosen(self, choice: _Choice, offers: Sequence[Sequence[Any]]) -> list[Any]:
+        """What the calls take of what each is offered."""
+        return [offer[choice[id(graph)]] for graph, offer in zip(self.graphs, offers, strict=True)]
+
+    def lowest_mix(self, offers: Sequence[Sequence[Figures]]) -> _Choice:
+        """A choice for a low step: from the best one in which all graphs take the plan of the same
+        number, each in turn takes what lowers the peak most, until none does.
+
+        Args:
+            offers: for each call, what it comes to by each of its graph's plans.
+        """
+
+        def lowness(choice: _Choice) -> tuple[int, int]:
+            figures = self.chosen(choice, offers)
+            peak_bytes = self.together(figures).peak_bytes
+            return peak_bytes, sum(each.held_bytes for each in figures)
+
+        numbers = range(len(offers[0]))
+        best = min((dict.fromkeys(self.distinct, number) for number in numbers), key=lowness)
+        while True:
+            before = lowness(best)
+            for key in self.distinct:
+                best = min((best, *({**best, key: number} for number in numbers)), key=lowness)
+            if lowness(best) == before:
+                return best
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a step may be planned, simulated: a plan for each of its calls.
+
+    Attributes:
+        together: the step.
+        profiles: of the calls' plans.
+        time_us: that the plans add.
+    """
+
+    together: Together
+    profiles: list[StepProfile]
+    time_us: float
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.together.peak_bytes
+
+
+def _ways(calls: _Calls) -> Iterator[_Way]:
+    """All graphs at the same share, by either plan, and the mix of these that is lowest."""
+    kinds = [(share, is_low) for share in _LADDER for is_low in (False, True)]
+    attempts = [graph.plans[0].attempt for graph in calls.graphs]
+    plans = [[_at_share(attempt, *kind) for kind in kinds] for attempt in attempts]
+    offers = [
+        [_figures(attempt, profile) for profile, _ in found]
+        for attempt, found in zip(attempts, plans, strict=True)
+    ]
+    uniform: list[_Choice] = [dict.fromkeys(calls.distinct, k) for k in range(len(kinds))]
+    for choice in (*uniform, calls.lowest_mix(offers)):
+        profiles, times = zip(*calls.chosen(choice, plans), strict=True)
+        together = calls.together(calls.chosen(choice, offers))
+        yield _Way(together, list(profiles), sum(times))
+
+
+def _at_share(attempt: Attempt, share_of_room: float, is_low: bool) -> tuple[StepProfile, float]:
+    """Profile and added time of the plan at a share of what can be saved."""
+    assert attempt.outcome is not None
+    default, search = attempt.outcome.plan.default_profile, attempt.search
+    least_bytes = search.least_saved().profile.saved_bytes
+    limit_bytes = least_bytes + int(share_of_room * max(0, default.saved_bytes - least_bytes))
+    find = search.lowest_saving if is_low else search.at_saved_bytes
+    found = find(limit_bytes)
+    if found is None:
+        return default, 0.0
+    return found.profile, found.solution.time_us
+
+
+def _figures(attempt: Attempt, profile: StepProfile) -> Figures:
+    """What a call comes to by simulation."""
+    assert attempt.walk is not None
+    return replace(
+        attempt.walk.figures,
+        forward_bytes=profile.forward.peak_bytes,
+        backward_bytes=profile.backward.peak_bytes,
+        held_bytes=profile.forward.end_bytes,
+    )
+
+
+def _generate(calls: _Calls, way: _Way, limit_bytes: int) -> Together:
+    """Compiled plans, each for the room that the way leaves it.
+
+    Raises:
+        FloorExceeded: the code of one does not fit into that.
+    """
+    plans = {}
+    for key, position in calls.distinct.items():
+        graph = calls.graphs[position]
+        left_bytes = min(
+            _room_beside(calls, way, k, limit_bytes).left_bytes
+            for k, other in enumerate(calls.graphs)
+            if other is graph
+        )
+        plans[key] = graph.compilation.within(
+            left_bytes,
+            calls.sizes[position],
+            saved_limit_bytes=way.profiles[position].saved_bytes,
+        )
+    return _in_use(calls, plans)
+
+
+def _room_beside(calls: _Calls, way: _Way, position: int, limit_bytes: int) -> Room:
+    shares = way.together.shares
+    before, after = stretch_of(shares[:position]), stretch_of(shares[position + 1 :])
+    return Room(before, after, calls.residencies[position], limit_bytes, 0)
+
+
+def _floor(calls: _Calls, lowest: _Way, limit_bytes: int) -> Together:
+    """The lowest step found by generated code, from low plans of each graph, which do not depend
+    on the limit. It is compiled if it fits.
+
+    Args:
+        lowest: of the simulated ways.
+    """
+    low: dict[int, list[Planned]] = {}
+    for key, k in calls.distinct.items():
+        profile = lowest.profiles[k]
+        low[key] = calls.graphs[k].compilation.low_plans(
+            calls.sizes[k], profile.peak_bytes, profile.saved_bytes
+        )
+    # Lists of unequal length: the last stands for those that are missing.
+    most = max(len(plans) for plans in low.values())
+    low = {key: [*plans, *([plans[-1]] * (most - len(plans)))] for key, plans in low.items()}
+    offers = [
+        [
+            planned.figures_at(graph.compilation.symbols, of) or _UNKNOWN
+            for planned in low[id(graph)]
+        ]
+        for graph, of in zip(calls.graphs, calls.sizes, strict=True)
+    ]
+    choice = calls.lowest_mix(offers)
+    found = calls.together(calls.chosen(choice, offers))
+    assert found.peak_bytes < _BEYOND, "the code of no plan could be followed"
+    if found.peak_bytes > limit_bytes:
+        return found
+    compiled = {
+        key: calls.graphs[k].compilation.compiled_like(low[key][choice[key]], calls.sizes[k])
+        for key, k in calls.distinct.items()
+    }
+    return _in_use(calls, compiled)
+
+
+def _in_use(calls: _Calls, plans: dict[int, Planned]) -> Together:
+    """Have every graph run by its plan.
+
+    Raises:
+        FloorExceeded: the code of one cannot be followed at the sizes of a call.
+    """
+    figures = []
+    for graph, of in zip(calls.graphs, calls.sizes, strict=True):
+        found = plans[id(graph)].figures_at(graph.compilation.symbols, of)
+        if found is None:
+            raise FloorExceeded(plans[id(graph)].attempt)
+        figures.append(found)
+    for graph in calls.graphs:
+        graph.replace_plans(plans[id(graph)])
+    return calls.together(figures)

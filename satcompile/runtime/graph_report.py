@@ -1,0 +1,109 @@
+"""A graph's report, made of what its compilation found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from satcompile.compile.allocation import StepWalk
+from satcompile.compile.attempt import BY_CODE, UNREADABLE_MARGIN, Attempt
+from satcompile.planner.curve import curve
+from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.retention import RetentionPlan
+from satcompile.report.data import GraphReport, PassRow
+from satcompile.report.memory import default_timeline, plan_timeline
+from satcompile.report.rows import recomputed_rows, saved_rows
+from satcompile.report.sparsity import SparsityReport
+from satcompile.report.updates import LatestCall, UpdateReport
+from satcompile.runtime.residency import Residency
+from satcompile.torch_compat import recompute_tag
+
+
+def graph_report(
+    name: str,
+    attempt: Attempt,
+    walk: StepWalk | None,
+    rounds: int,
+    residency: Residency,
+    budget_bytes: int | None,
+    default: Callable[[], tuple[int, str]],
+    floor: Callable[[], int],
+    latest_call: Callable[[], LatestCall] | None = None,
+) -> GraphReport:
+    """What was decided in ``attempt``.
+
+    Args:
+        name: of the graph.
+        attempt: the compilation that is in use.
+        walk: allocations of its code at the sizes in question; None where that is unreadable.
+        rounds: compilations that it took.
+        residency: what is alive before the graph's step.
+        budget_bytes: what was asked, as a number; None without a budget.
+        default: bytes that a step of torch's own plan allocates, and how that is known; called
+            when somebody asks.
+        floor: bytes that a step of the lowest plan allocates; called when somebody asks.
+        latest_call: what the graph was called with last; None for one that is never called.
+    """
+    outcome = attempt.outcome
+    assert outcome is not None and attempt.problem is not None
+    step_bytes = walk.peak_bytes if walk is not None else attempt.step_peak_bytes
+    plan, problem, whole = outcome.plan, attempt.problem, outcome.whole
+    forward_us = problem.forward_time_us
+    notes = list(residency.notes)
+    if attempt.unreadable:
+        notes.append(
+            f"the generated code could not be followed ({attempt.unreadable}): the predicted peak is "
+            f"the plan's, simulated, and {UNREADABLE_MARGIN:.0%} of the step on top"
+        )
+    notes.extend(_of_checkpoint_regions(attempt, plan, problem))
+    return GraphReport(
+        name=name,
+        budget_bytes=budget_bytes,
+        reserve_bytes=attempt.options.reserve,
+        resident=residency.by_kind,
+        predicted_peak_bytes=residency.total_bytes + step_bytes,
+        prediction=BY_CODE if walk is not None else attempt.prediction,
+        saved_bytes=walk.saved_bytes if walk is not None else plan.profile.saved_bytes,
+        forward_time_us=forward_us,
+        recompute_time_us=plan.time_us,
+        optimality_gap=(plan.time_us - plan.bound_us) / forward_us if forward_us else 0.0,
+        bound_kind=plan.bound_kind,
+        saved=saved_rows(problem, plan),
+        recomputed=recomputed_rows(plan),
+        passes=[PassRow(p.name, p.time_us, p.changed, p.change) for p in attempt.passes],
+        rounds=rounds,
+        notes=notes,
+        sparsity=None
+        if attempt.sparse is None
+        else SparsityReport(attempt.sparse, attempt.names, lambda: attempt.latest_masks),
+        _updates=None if latest_call is None else UpdateReport(attempt, latest_call),
+        _least=lambda: attempt.search.least_peak_bytes,
+        _floor=floor,
+        _default=default,
+        _simulated_default_bytes=plan.default_profile.peak_bytes,
+        _curve=lambda: curve(
+            problem, attempt.options.solver_effort, plan, attempt.search, outcome.chunking_us
+        ),
+        _timeline=lambda: plan_timeline(problem, plan),
+        _default_timeline=lambda: default_timeline(whole, plan),
+    )
+
+
+def _of_checkpoint_regions(
+    attempt: Attempt, plan: RetentionPlan, problem: PlanningProblem
+) -> list[str]:
+    """What the model's own ``torch.utils.checkpoint`` costs."""
+    if attempt.regions_forgotten:
+        return [
+            f"{attempt.regions_forgotten} operations in checkpoint regions of the model were taken as "
+            "advice: the plan decides which of them are computed again"
+        ]
+    forced = {n for n in plan.recomputed if recompute_tag(n) == "recompute"}
+    if not forced:
+        return []
+    prices = zip(problem.operations, problem.prices, strict=True)
+    again_us = sum(price.inline_us for node, price in prices if node in forced)
+    return [
+        f"checkpoint regions of the model have {len(forced)} operations computed again, "
+        f"{again_us / max(problem.forward_time_us, 1e-9):.0%} of the forward's time; with a "
+        "memory_budget and options={'checkpoints': 'advice'} the plan decides instead"
+    ]

@@ -1,0 +1,79 @@
+"""What is told of a plan when it is made, in torch's own channels.
+
+The log ``satcompile`` gets a line at INFO, which ``TORCH_LOGS=satcompile`` shows (with a plus in
+front, passes and rounds at DEBUG, too). Torch's structured trace (``TORCH_TRACE``) gets the report
+and the graphs, or why there is no plan, as files that tlparse lists under the id of the compilation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from satcompile.compile.rounds import Compilation, Planned
+from satcompile.errors import BudgetError
+from satcompile.report.data import GraphReport, Report
+from satcompile.report.terminal import render
+from satcompile.report.trace import step_trace
+from satcompile.sizes import format_bytes
+from satcompile.torch_compat import is_tracing, trace_artifact
+
+log = logging.getLogger("satcompile")
+
+REFUSED = ("budget_bytes", "floor_bytes", "floor_op", "breakdown")  # of the error, in the trace
+
+
+def tell(
+    planned: Planned, compilation: Compilation, make_report: Callable[[], GraphReport]
+) -> None:
+    """Say what was decided, once for each plan. The report is made if somebody listens, and
+    nothing is planned or generated for it."""
+    if planned.is_told:
+        return
+    planned.is_told = True
+    is_traced = is_tracing()
+    if not (is_traced or log.isEnabledFor(logging.INFO)):
+        return
+    report = make_report()
+    with compilation.named():
+        log.info("%s", decision(report))
+        if is_traced:
+            _trace(report, planned)
+
+
+@contextmanager
+def refusals(compilation: Compilation) -> Iterator[None]:
+    """Say of a budget that no plan keeps what its error says."""
+    try:
+        yield
+    except BudgetError as error:
+        said = {"message": str(error)} | {name: getattr(error, name) for name in REFUSED}
+        with compilation.named():
+            log.info("%s", error)
+            trace_artifact("satcompile_refused", "json", lambda: said)
+        raise
+
+
+def decision(report: GraphReport) -> str:
+    """A graph's plan in one line."""
+    budget = "no budget"
+    if report.budget_bytes is not None:
+        budget = f"budget {format_bytes(report.budget_bytes)}"
+    forward_us = report.forward_time_us
+    added = report.recompute_time_us / forward_us if forward_us else 0.0
+    rounds = f"{report.rounds} compilation{'s' if report.rounds != 1 else ''}"
+    return (
+        f"{report.name}: {budget}, predicted peak {format_bytes(report.predicted_peak_bytes)} (by "
+        f"{report.prediction}), time added {added:.1%} of the forward (cost model), "
+        f"{len(report.saved)} values saved, {len(report.recomputed)} recomputed, {rounds}"
+    )
+
+
+def _trace(report: GraphReport, planned: Planned) -> None:
+    alone = Report([report])
+    trace_artifact("satcompile_report", "json", lambda: alone.to_dict(ask=False))
+    trace_artifact("satcompile_report", "string", lambda: render(alone, ask=False))
+    trace_artifact("satcompile_step", "json", lambda: step_trace([report], with_default=False))
+    for name, text in planned.attempt.graphs.items():
+        trace_artifact(f"satcompile_{name}", "string", lambda text=text: text)  # type: ignore[misc]

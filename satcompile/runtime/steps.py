@@ -1,0 +1,544 @@
+"""What compiled graphs hold at the same time: the calls of a training step, in order.
+
+A graph break cuts a model into several graphs, and blocks compiled one by one are several
+calls of one. Forwards run in order, backwards in the opposite order; between its forward and
+its backward each call holds what it saved. So a call must fit beside what earlier calls hold,
+and its backward beside the gradients that later calls have left. Who comes later is known
+once a step has run to its end: from the second step on, the whole is planned.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from satcompile.runtime.outside import Outside, held_outside
+from satcompile.runtime.residency import Residency, storage_key
+from satcompile.runtime.shares import NO_CALLS, NOTHING, Share, Stretch
+from satcompile.torch_compat import StorageReferences, backward_node
+
+_MOST_TRAILS = 10_000  # remembered; those of steps that never come again would pile up
+NOTHING_RESIDENT = Residency()
+
+
+def _with_more(share: Share | Callable[[], Share | None] | None, more: Residency) -> Share | None:
+    """With what a call counted that is gone."""
+    made = share() if callable(share) else share
+    return None if made is None else Share(made.residency + more, made.figures)
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call of a graph in a step; open until its backward begins (it has then run), or can never
+    come.
+
+    Attributes:
+        who: tells the instances apart whose forward the graph is.
+        counted: storages and parameters that its share counts and that outlast it, by
+            ``storage_key`` and id.
+        lasting: what its share counts that outlasts it.
+        borrowed_bytes: of inputs that earlier calls of the step count.
+        trail: tells by how the step came here which tensors earlier calls have counted.
+        is_repeated: whether one of these was by the same instance.
+        node: of autograd, whose end closes the call.
+    """
+
+    graph: Any
+    step: Step
+    position: int
+    thread: int
+    who: Any
+    trail: int
+    is_repeated: bool = False
+    sizes: tuple[int, ...] = ()
+    counted: frozenset[int] = frozenset()
+    lasting: Residency = NOTHING_RESIDENT
+    borrowed_bytes: int = 0
+    is_open: bool = True
+    has_run: bool = False
+    node: weakref.ReferenceType[Any] | None = None
+    _share: Share | Callable[[], Share | None] | None = None
+    _before: Stretch = NO_CALLS
+    _closed_before: int = 0
+
+    @property
+    def share(self) -> Share | None:
+        """What it adds; None where that is not known."""
+        if callable(self._share):
+            self._share = self._share()
+        return self._share
+
+    @share.setter
+    def share(self, share: Share | Callable[[], Share | None] | None) -> None:
+        """Of what is costly to know, and seldom asked for, what makes it."""
+        self._share = share
+
+    def count_what_it_borrowed(self) -> None:
+        """Who counted it is gone."""
+        if self.borrowed_bytes:
+            self._count(Residency(inputs=self.borrowed_bytes))
+            self.borrowed_bytes = 0
+
+    def count_gradients(self, num_bytes: int) -> None:
+        """Of its parameters; who counted them is gone."""
+        if num_bytes:
+            self._count(Residency(gradients=num_bytes))
+            self.lasting += Residency(gradients=num_bytes)
+
+    def _count(self, more: Residency) -> None:
+        # Nothing is computed here: a node's end may come at any time.
+        self._share = functools.partial(_with_more, self._share, more)
+
+    @property
+    def last_step(self) -> Step | None:
+        """The last step of several calls that began with the graph that this one began with."""
+        return self.step.graph.last_step
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether earlier calls of the step were planned before anyone knew of this one."""
+        return self.position > 0 and self.last_step is None
+
+    def before(self) -> Stretch:
+        """The calls before this one; closed ones hold no more than their gradients."""
+        step = self.step
+        if self.position:
+            previous = step.calls[self.position - 1]
+            if step.num_closed == previous._closed_before + (not previous.is_open):
+                share = previous.share_now
+                self._before = previous._before if share is None else share.behind(previous._before)
+            else:
+                earlier = step.calls[: self.position]
+                self._before = functools.reduce(
+                    Stretch.then, (call.stretch_now for call in earlier), step.outlasting
+                )
+        else:
+            self._before = step.outlasting
+        self._closed_before = step.num_closed
+        return self._before
+
+    @property
+    def share_now(self) -> Share | None:
+        """Of a call whose backward has run its gradients are left."""
+        share = self.share
+        return share if share is None or self.is_open else share.closed
+
+    @property
+    def stretch_now(self) -> Stretch:
+        share = self.share_now
+        return NO_CALLS if share is None else share.stretch
+
+    def after(self) -> Stretch:
+        """The calls that came after this one in the last step, as they were then."""
+        last = self._followed()
+        return NO_CALLS if last is None else last.suffix(self.position + 1)
+
+    def beside(self) -> Beside:
+        """The other calls of the step, as they are now."""
+        last = self._followed()
+        return Beside(
+            [(call, call.is_open) for call in self.step.calls[: self.position]],
+            self.step.gone,
+            [] if last is None else last.calls[self.position + 1 :],
+        )
+
+    def _followed(self) -> Step | None:
+        """The last step, if it had this graph at this place."""
+        last, position = self.last_step, self.position
+        if last is None or position >= len(last.calls):
+            return None
+        return last if last.calls[position].graph is self.graph else None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The other calls of a step, as one of its calls meets them. What each adds is looked up when
+    somebody asks: a report, or a plan for what none fits.
+
+    Attributes:
+        earlier_calls: and whether each was open.
+        gone: what outlasts calls that were dropped.
+        later_calls: as they were in the last step.
+    """
+
+    earlier_calls: Sequence[tuple[Call, bool]] = ()
+    gone: Residency = NOTHING_RESIDENT
+    later_calls: Sequence[Call] = ()
+
+    @cached_property
+    def earlier(self) -> tuple[Share, ...]:
+        shares = [
+            call.share if was_open else call.share.closed
+            for call, was_open in self.earlier_calls
+            if call.share is not None
+        ]
+        if self.gone.total_bytes:
+            first = shares[0] if shares else Share(NOTHING_RESIDENT, NOTHING)
+            shares[:1] = [Share(self.gone + first.residency, first.figures)]
+        return tuple(shares)
+
+    @cached_property
+    def later(self) -> tuple[Share, ...]:
+        return tuple(call.share for call in self.later_calls if call.share is not None)
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """The calls of a step so far.
+
+    Attributes:
+        graph: of the first call.
+        num_closed: how many of its calls are not open any more.
+        num_run: how many of those that it has were closed by their backwards.
+        served: instances that were called.
+        gone: what outlasts the calls that were dropped.
+        borrowed_bytes: of inputs that were counted before, over all calls.
+        is_over: whether no more calls will come.
+    """
+
+    graph: Any
+    calls: list[Call] = field(default_factory=list)
+    num_closed: int = 0
+    num_run: int = 0
+    served: set[Any] = field(default_factory=set)
+    gone: Residency = NOTHING_RESIDENT
+    is_over: bool = False
+    borrowed_bytes: int = 0
+    _first_lasting: frozenset[int] = frozenset()  # of the first call: most steps have no other
+    _lasting: set[int] = field(default_factory=set)
+    # As long as they are referred to, no other storages get their addresses.
+    _passing: StorageReferences = field(default_factory=StorageReferences)
+    _most: list[Call] | None = None
+    _suffixes: list[Stretch] | None = None
+
+    @property
+    def counted(self) -> set[int]:
+        """Storages and parameters that its calls have counted."""
+        return self._lasting | self._first_lasting | self._passing.addresses()
+
+    def count(self, call: Call, lasting: frozenset[int]) -> None:
+        """What ``call`` counts that outlasts it."""
+        call.counted = lasting
+        if call.position == 0 and not self._first_lasting:
+            self._first_lasting = lasting
+        else:
+            self._lasting |= lasting
+
+    def discount(self, call: Call) -> None:
+        """It was not called after all."""
+        if self._first_lasting is call.counted:
+            self._first_lasting = frozenset()
+        self._lasting -= call.counted
+
+    def new_bytes(self, tensor: torch.Tensor) -> int:
+        """Bytes of a call's input or result, 0 if an earlier call has counted them."""
+        storage = tensor.untyped_storage()
+        num_bytes, key = storage.nbytes(), storage._cdata
+        if key in self._first_lasting or key in self._lasting or not self._passing.add(storage):
+            self.borrowed_bytes += num_bytes
+            return 0
+        return num_bytes
+
+    def outside_of(self, tensors: Sequence[torch.Tensor]) -> Residency:
+        """Of what eager code holds behind a call's inputs, what no earlier call has counted; what it
+        has saved as inputs."""
+        found = held_outside(tensors)
+        counted = self.counted
+        new = [leaf for leaf in found.leaves if id(leaf) not in counted]
+        residency = Outside(found.saved, new).residency
+        self._lasting |= {id(leaf) for leaf in new} | {storage_key(leaf) for leaf in new}
+        return residency.with_inputs(sum([self.new_bytes(tensor) for tensor in found.saved]))
+
+    def suffix(self, position: int) -> Stretch:
+        """The calls from this one on; for a step that has ended."""
+        if self._suffixes is None:
+            found = NO_CALLS
+            suffixes = [found]
+            for call in reversed(self.calls):
+                if call.share is not None:
+                    found = call.share.stretch.then(found)
+                suffixes.append(found)
+            self._suffixes = suffixes[::-1]
+        return self._suffixes[position]
+
+    def changed(self) -> None:
+        """The share of some call is another one."""
+        self._suffixes = None
+
+    def gradient_bytes_of(self, who: Any) -> int:
+        """Of an instance's gradients, as its calls have counted them."""
+        return sum(call.lasting.gradients for call in self.calls if call.who == who)
+
+    @property
+    def outlasting(self) -> Stretch:
+        """Of the calls that were dropped."""
+        if self.gone is NOTHING_RESIDENT or not self.gone.total_bytes:
+            return NO_CALLS
+        return NO_CALLS._replace(lasting_bytes=self.gone.total_bytes)
+
+    def drop(self, call: Call) -> None:
+        """Forget a call whose results are gone and whose backward never came, as of an evaluation
+        without ``no_grad``: a loop of these is no step of as many calls. What lasts stays; inputs that
+        it shared with later calls, and its parameters' gradients, are counted with others."""
+        if self.is_over or call not in self.calls:
+            return
+        self._remove(call)
+        twin = next((other for other in self.calls if other.who == call.who), None)
+        if twin is not None:
+            twin.count_gradients(call.lasting.gradients)
+        else:
+            self.gone += Residency(gradients=call.lasting.gradients)
+
+    def drop_those_that_ran(self, who: Any) -> None:
+        """Forget calls of an instance whose backwards have run, as another one begins beside a graph
+        that stays alive: their gradients are in the same tensors, and are measured with its own."""
+        for call in [c for c in self.calls if c.who == who and c.has_run]:
+            self._remove(call)
+            self.num_run -= 1
+
+    def _remove(self, call: Call) -> None:
+        if len(self.calls) > max(1, len(self._most or ())):
+            self._most = list(self.calls)
+        self.calls.remove(call)
+        self.num_closed += 1  # what was added up before is no more
+        self.gone += replace(call.lasting, gradients=0)
+        for later in self.calls[call.position :]:
+            later.position -= 1
+            later.count_what_it_borrowed()
+        if self.calls:
+            self.graph = self.calls[0].graph
+
+    def _is_like(self, other: Step | None) -> bool:
+        """Whether the same graphs were called, and each adds what it added there."""
+        if other is None or len(other.calls) != len(self.calls):
+            return False
+        pairs = zip(self.calls, other.calls, strict=True)
+        return all(a.graph is b.graph and a.share is b.share for a, b in pairs)
+
+    def end(self) -> None:
+        """No more calls will come. Steps of several are what the next one is planned by: of calls
+        that were dropped, the most that were there at a time."""
+        self.is_over = True
+        if self._most is not None and len(self._most) > len(self.calls):
+            self.calls, self.graph = self._most, self._most[0].graph
+        self._most = None
+        if len(self.calls) > 1:
+            if not self._is_like(self.graph.last_step):
+                self.graph.last_step = self
+            self._first_lasting, self._lasting = frozenset(), set()
+            self._passing = StorageReferences()
+        else:  # a call and its step refer to each other: left to the collector, it would run often
+            self.calls.clear()
+
+
+@dataclass(eq=False, slots=True)
+class Alone:
+    """A call that began a step while no other was open, as one did before that had its step for
+    itself. It is a ``Call`` in a ``Step`` from when another one joins it; few ever do.
+
+    Attributes:
+        graph, who, sizes: as a call has them.
+        place: what it counts that outlasts it.
+        decided: what it runs, and so its share.
+        tensors: that it counts besides, as long as they are there.
+        thread: that called it.
+        node: of autograd, whose end closes it; None before the forward has run, and without any.
+        has_run: whether its backward has begun.
+    """
+
+    graph: Any
+    who: Any
+    sizes: tuple[int, ...]
+    place: Any
+    decided: Any
+    tensors: list[weakref.ReferenceType[torch.Tensor]]
+    thread: int = 0
+    node: weakref.ReferenceType[Any] | None = None
+    has_run: bool = False
+
+    @property
+    def open_node(self) -> Any | None:
+        """The node, if its backward may still come."""
+        return None if self.has_run or self.node is None else self.node()
+
+
+class Steps:
+    """Every open call of the process. Autograd runs backwards in threads of its own."""
+
+    def __init__(self) -> None:
+        self._open: dict[Call, None] = {}  # in the order of their coming
+        self._alone: Alone | None = None  # none is in ``_open`` while it is open
+        self._current: dict[int, Step] = {}
+        self._trails: dict[tuple[int, Any], int] = {}
+        self._numbers = itertools.count(1)
+        # Reentrant: what is collected while it is held may be a node whose end is told here.
+        self._lock = threading.RLock()
+
+    def begin(self, graph: Any, args: Sequence[Any], who: Any = ()) -> Call:
+        """A forward is about to run: as the root of a step, or as part of the one under way.
+
+        Args:
+            graph, args: what is called.
+            who: tells the instances apart whose forward the graph is.
+        """
+        thread = threading.get_ident()
+        with self._lock:
+            if self._alone is not None:
+                self._join_alone()
+            step = self._current.get(thread)
+            if (
+                step is None
+                or not self._open
+                or not step.calls
+                or not (
+                    self._follows(graph, step.calls[-1]) or self._continues(graph, args, thread)
+                )
+            ):
+                if step is not None:
+                    step.end()
+                step = self._current[thread] = Step(graph)
+            trail = self._trail_behind(step.calls[-1]) if step.calls else 0
+            if step.num_run:
+                step.drop_those_that_ran(who)
+            calls, served = step.calls, step.served
+            call = Call(graph, step, len(calls), thread, who, trail, who in served)
+            served.add(who)
+            calls.append(call)
+        return call
+
+    def opened(self, call: Call, results: Sequence[Any]) -> None:
+        """Its forward has run and returned ``results``."""
+        node, step = None, call.step
+        for result in results:
+            if isinstance(result, torch.Tensor):
+                step.new_bytes(result)
+                if node is None:
+                    node = backward_node(result)
+        if node is None:
+            call.is_open = False
+            step.num_closed += 1
+            return
+        call.node = weakref.ref(node, functools.partial(self._close, call))
+        self._open[call] = None
+
+    # -- calls alone -----------------------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        """Whether no call is open. The step that went before, if any, has then ended."""
+        if self._open or (self._alone is not None and self._alone.open_node is not None):
+            return False
+        if self._current:
+            with self._lock:
+                before = self._current.pop(threading.get_ident(), None)
+                if before is not None:
+                    before.end()
+        return True
+
+    def opened_alone(self, alone: Alone, results: Sequence[Any]) -> None:
+        """Its forward has run and returned ``results``; no call was open when it began."""
+        for result in results:
+            if isinstance(result, torch.Tensor):
+                alone.tensors.append(weakref.ref(result))
+                if alone.node is None:
+                    node = backward_node(result)
+                    alone.node = None if node is None else weakref.ref(node)
+        alone.thread = threading.get_ident()
+        with self._lock:
+            self._join_alone()  # one of another thread's may have come in between
+            self._alone = alone
+
+    def _join_alone(self) -> None:
+        """Of the call that was alone, if it is open, make the first one of a step."""
+        alone, self._alone = self._alone, None
+        node = None if alone is None else alone.open_node
+        if alone is None or node is None:
+            return
+        step = self._current[alone.thread] = Step(alone.graph)
+        call = Call(alone.graph, step, 0, alone.thread, alone.who, trail=0, sizes=alone.sizes)
+        step.calls.append(call)
+        step.served.add(alone.who)
+        step.count(call, alone.place.counted)
+        call.lasting, call.share = alone.place.residency, alone.decided.share
+        for reference in alone.tensors:
+            tensor = reference()
+            if tensor is not None:
+                step.new_bytes(tensor)
+        call.node = weakref.ref(node, functools.partial(self._close, call))
+        self._open[call] = None
+
+    def failed(self, call: Call) -> None:
+        """Its forward did not run."""
+        with self._lock:
+            if call in call.step.calls:
+                call.step.calls.remove(call)
+            if not call.is_repeated:
+                call.step.served.discard(call.who)
+            call.step.discount(call)
+
+    def backward_begins(self, graph: Any) -> None:
+        alone = self._alone
+        if alone is not None and alone.graph is graph and not alone.has_run:
+            alone.has_run = True
+            return
+        with self._lock:
+            for call in reversed(tuple(self._open)):
+                if call.graph is graph:
+                    self._remove(call)
+                    call.has_run = True
+                    call.step.num_run += 1
+                    return
+
+    def open_calls(self) -> tuple[Call, ...]:
+        """Calls whose backward may still come."""
+        with self._lock:
+            self._join_alone()
+            return tuple(self._open)
+
+    def _close(self, call: Call, _: Any) -> None:
+        """Nobody can call its backward any more."""
+        with self._lock:
+            self._remove(call)
+            if not call.has_run:
+                call.step.drop(call)
+
+    def _remove(self, call: Call) -> None:
+        if call.is_open:
+            call.step.num_closed += 1
+        call.is_open, call.node = False, None
+        self._open.pop(call, None)
+
+    @staticmethod
+    def _follows(graph: Any, call: Call) -> bool:
+        """Whether it comes while the one before it is open: as most do that continue a step."""
+        return call.is_open and bool(graph.is_counted_with(call.graph))
+
+    def _continues(self, graph: Any, args: Sequence[Any], thread: int) -> bool:
+        """Whether a call belongs to the step of the open ones: by autograd, or by its budget. A part
+        of a model may begin from data alone, as a decoder does from its tokens."""
+        others = [call for call in list(self._open) if call.thread == thread]
+        if not others:
+            return False
+        if any(isinstance(arg, torch.Tensor) and arg.grad_fn is not None for arg in args):
+            return True
+        return any(graph.is_counted_with(call.graph) for call in others)
+
+    def _trail_behind(self, call: Call) -> int:
+        if call.is_repeated:  # it has counted nothing more
+            return call.trail
+        key = (call.trail, call.who)
+        if key not in self._trails:
+            if len(self._trails) >= _MOST_TRAILS:
+                self._trails.clear()
+            self._trails[key] = next(self._numbers)  # never one that was given before
+        return self._trails[key]
+
+
+STEPS = Steps()

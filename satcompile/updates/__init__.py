@@ -1,0 +1,1 @@
+"""How weights change: optimizers, which tiles of a weight are trained, and the kernels of both."""

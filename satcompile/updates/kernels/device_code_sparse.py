@@ -1,0 +1,171 @@
+# mypy: allow-untyped-defs
+# (Triton types what it compiles.)
+"""Matrix products of which only some tiles count, as Triton compiles them.
+
+Names in capitals are known when a kernel is built.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.runtime.errors import OutOfResources
+
+from satcompile.updates.kernels.device_code import grouped, product_tile
+
+__all__ = ["OutOfResources", "masked_mm_kernel", "tile_mm_kernel"]
+
+
+@triton.jit
+def _part_of_tile(
+    tiles,
+    height,
+    width,
+    TILE_HEIGHT: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A program's part of a tile: top, left, bottom, right, and whether there is anything to do.
+
+    Parts need not divide the tile. Where they do, bottom and right stay those of the matrix, of
+    whose alignment the compiler knows.
+    """
+    across: tl.constexpr = (TILE_WIDTH + COLUMNS - 1) // COLUMNS
+    parts: tl.constexpr = (TILE_HEIGHT + ROWS - 1) // ROWS * across
+    program = tl.program_id(0)
+    number = tl.load(tiles + program // parts)
+    part = program % parts
+    tiles_in_row = tl.cdiv(width, TILE_WIDTH)
+    tile_top = number // tiles_in_row * TILE_HEIGHT
+    tile_left = number % tiles_in_row * TILE_WIDTH
+    bottom = height
+    if TILE_HEIGHT % ROWS != 0:
+        bottom = tl.minimum(height, tile_top + TILE_HEIGHT)
+    right = width
+    if TILE_WIDTH % COLUMNS != 0:
+        right = tl.minimum(width, tile_left + TILE_WIDTH)
+    top = tile_top + part // across * ROWS
+    left = tile_left + part % across * COLUMNS
+    # A part of a tile at an edge may lie outside.
+    is_active = (number >= 0) & (top < bottom) & (left < right)
+    return top, left, bottom, right, is_active
+
+
+@triton.jit
+def _store(
+    total,
+    out,
+    top,
+    left,
+    bottom,
+    right,
+    pitch,
+    step,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Rounds ``ROWS`` x ``COLUMNS`` numbers once and writes those before ``bottom`` and ``right``."""
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    # Offsets within a part fit 32 bits; where the part begins need not.
+    out += top.to(tl.int64) * pitch + left.to(tl.int64) * step
+    mask = (row < bottom - top) & (column < right - left)
+    tl.store(out + row * pitch + column * step, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def tile_mm_kernel(
+    rows,
+    columns,
+    tiles,
+    out,
+    length,
+    height,
+    width,
+    row_pitch,
+    row_step,
+    column_pitch,
+    column_step,
+    out_pitch,
+    out_step,
+    TILE_HEIGHT: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``out = rows.T @ columns``: ``ROWS`` x ``COLUMNS`` of one tile of the list."""
+    top, left, bottom, right, is_active = _part_of_tile(
+        tiles, height, width, TILE_HEIGHT, TILE_WIDTH, ROWS, COLUMNS
+    )
+    if is_active:
+        total = product_tile(
+            rows, columns, top, left, length, bottom, right,
+            row_pitch, row_step, column_pitch, column_step,
+            ROWS, COLUMNS, DEPTH, PRECISION,
+        )  # fmt: skip
+        _store(total, out, top, left, bottom, right, out_pitch, out_step, ROWS, COLUMNS)
+
+
+@triton.jit
+def masked_mm_kernel(
+    a,
+    b,
+    starts,
+    blocks,
+    out,
+    height,
+    length,
+    width,
+    a_pitch,
+    a_step,
+    b_pitch,
+    b_step,
+    TILE_DEPTH: tl.constexpr,
+    TILE_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``out = a @ b`` over the tiles of ``b`` that count: ``ROWS`` x ``COLUMNS`` of it.
+
+    The blocks of rows that count are one loop, not a loop in a loop: the next block is fetched
+    while the last is still multiplied.
+    """
+    across: tl.constexpr = (TILE_WIDTH + COLUMNS - 1) // COLUMNS
+    steps: tl.constexpr = TILE_DEPTH // DEPTH
+    num_parts = tl.cdiv(width, TILE_WIDTH) * across
+    row_part, part = grouped(tl.cdiv(height, ROWS), num_parts, GROUP)
+    block = part // across
+    top = row_part * ROWS
+    left = block * TILE_WIDTH + part % across * COLUMNS
+    right = width
+    if TILE_WIDTH % COLUMNS != 0:
+        right = tl.minimum(width, (block + 1) * TILE_WIDTH)
+    if left < right:
+        depth = tl.arange(0, DEPTH)
+        row = tl.arange(0, ROWS)
+        column = tl.arange(0, COLUMNS)
+        # Offsets within a part fit 32 bits; where the part begins need not.
+        a += top.to(tl.int64) * a_pitch
+        b += left.to(tl.int64) * b_step
+        a_offsets = row[:, None] * a_pitch + depth[None, :] * a_step
+        b_offsets = depth[:, None] * b_pitch + column[None, :] * b_step
+        has_row = (row < height - top)[:, None]
+        has_column = (column < right - left)[None, :]
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        first = tl.load(starts + block) * steps
+        last = tl.load(starts + block + 1) * steps
+        for step in range(first, last):
+            at = tl.load(blocks + step // steps) * TILE_DEPTH + step % steps * DEPTH
+            is_there = depth < length - at
+            at_a = a + at.to(tl.int64) * a_step
+            at_b = b + at.to(tl.int64) * b_pitch
+            x = tl.load(at_a + a_offsets, mask=has_row & is_there[None, :], other=0.0)
+            y = tl.load(at_b + b_offsets, mask=is_there[:, None] & has_column, other=0.0)
+            total = tl.dot(x, y, total, input_precision=PRECISION)
+        _store(total, out, top, left, height, right, width, 1, ROWS, COLUMNS)

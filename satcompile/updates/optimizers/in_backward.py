@@ -1,0 +1,480 @@
+"""Updates inside the backward: which gradients may be applied as they appear, and what was.
+
+The backward of a compiled graph hands each gradient to ``satcompile::update_``. There, and not
+when the graph was compiled, it is decided what becomes of it: it is *applied* to its parameter
+and forgotten, or *kept* and returned, so that autograd treats it as ever and ``step()`` applies
+it. It is applied only where nobody else is to see it and no other gradient of the same
+parameter can follow before ``step()``:
+
+1. the parameter belongs to an optimizer with ``in_backward``, one backward per step, no clipping;
+2. its ``.grad`` is None, and it has no hooks;
+3. this is a plain ``backward()``: no ``retain_graph``, no ``autograd.grad``, no ``inputs=``;
+4. no other forward that used the parameter still waits for its backward, and no other graph has
+   returned a gradient for it in the same ``backward()``;
+5. the loss was not scaled by a GradScaler, and the model is not inside DistributedDataParallel.
+
+After it was applied, the parameter is *spent* until ``step()``. Another gradient for a spent
+parameter would belong to the weights of before: an ``UpdateError``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from satcompile.errors import UpdateError
+from satcompile.torch_compat import (
+    backward_node,
+    current_backward_node,
+    current_backward_task,
+    has_gradient_hooks,
+    inside_data_parallel,
+    keeps_graph,
+    watch_clipping,
+    watch_loss_scaling,
+    will_accumulate,
+)
+from satcompile.updates.kernels.sweep import sweep
+from satcompile.updates.optimizers.rules import Numbers
+from satcompile.updates.optimizers.state import update_of
+from satcompile.updates.optimizers.support import numbers_of
+
+log = logging.getLogger("satcompile")
+
+_HOOKS = "a hook is to see them"
+_SCALED = "a GradScaler scaled the loss"
+_DATA_PARALLEL = "DistributedDataParallel is to see them"
+_NO_OWNER = "no optimizer updates them in the backward any more"
+_TWICE = "the graph has the parameter as two inputs"
+_NORM_ONLY = (
+    "in_backward=True: a norm of gradients was asked for, without clipping, after the backward has "
+    "applied and dropped them. The norm is of those that are left, 0 where none are."
+)
+NOTHING: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who updates ``parameter`` inside the backward, by which group. Keeps nobody alive."""
+
+    parameter: weakref.ReferenceType[torch.Tensor]
+    reference: weakref.ReferenceType[Any]
+    number: int
+
+    def updates(self, parameter: torch.Tensor) -> bool:
+        """Whether it is this very one: an id is given again when what had it is gone."""
+        return self.parameter() is parameter
+
+    @property
+    def optimizer(self) -> Any:
+        """Alive wherever its parameters are about to be updated; None once it is gone."""
+        return self.reference()
+
+    @property
+    def group(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.optimizer.param_groups[self.number]
+        return found
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Which gradients of a graph's inputs a backward may hand over.
+
+    Attributes:
+        positions: among the inputs.
+        withheld: by position, why another one that belongs to such an optimizer may not.
+    """
+
+    positions: frozenset[int] = NOTHING
+    withheld: Mapping[int, str] = field(default_factory=dict)
+
+
+_NO_OFFER = Offer()
+
+
+@dataclass(eq=False)
+class Flight:
+    """A forward whose backward has not begun; ``parameters`` by id."""
+
+    parameters: frozenset[int]
+
+
+@dataclass
+class Applied:
+    """What an optimizer's backward has applied since its last step, by the parameter's id."""
+
+    numbers: dict[int, Numbers] = field(default_factory=dict)
+
+
+class Ledger:
+    """Every optimizer that updates inside the backward, and what is under way."""
+
+    def __init__(self) -> None:
+        # In the order of their coming.
+        self._optimizers: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+        self._is_used = False  # whether there ever was one: most processes never fuse any
+        self._applied: weakref.WeakKeyDictionary[Any, Applied] = weakref.WeakKeyDictionary()
+        self._owners: dict[int, Owner] | None = None
+        self._holders: dict[int, Owner] = {}
+        self._counted: tuple[int, ...] = ()
+        self._flights: list[Flight] = []
+        self._kept: tuple[int, set[int]] = (-1, set())
+        self._loss_is_scaled = self._last_loss_was_scaled = False
+        self._told: set[str] = set()
+        # Reentrant: what is collected while it is held may be a node whose end is told here.
+        self._lock = threading.RLock()
+
+    # -- optimizers ------------------------------------------------------------------------
+
+    def add(self, optimizer: Any) -> None:
+        """``optimizer`` was fused, or fused anew with other settings."""
+        self._optimizers[optimizer] = None
+        self._is_used = True
+        self.changed()
+        if optimizer._fused_settings.in_backward:
+            watch_loss_scaling(self._scaled)
+            watch_clipping(self._about_to_clip)
+
+    def changed(self) -> None:
+        """Parameters or settings of some optimizer changed."""
+        self._owners = None
+
+    def owners(self) -> Mapping[int, Owner]:
+        """By the parameter's id."""
+        if self._owners is None or self._optimizers or self._counted:
+            self._look_again()
+        assert self._owners is not None
+        return self._owners
+
+    def holder(self, parameter: torch.Tensor) -> Any | None:
+        """The fused optimizer that updates ``parameter``, inside the backward or not; of several the
+        one that was fused last."""
+        self._look_again()
+        found = self._holders.get(id(parameter))
+        return found.optimizer if found is not None and found.updates(parameter) else None
+
+    def _look_again(self) -> None:
+        """At optimizers, if there are others, or these have other parameters."""
+        live = list(self._optimizers)
+        counted = tuple(len(g["params"]) for o in live for g in o.param_groups)
+        if self._owners is None or counted != self._counted:
+            self._owners, self._counted = _owners(live), counted
+            self._holders = dict(_holders(live))
+
+    # -- forwards --------------------------------------------------------------------------
+
+    def offer(self, args: Sequence[Any], trained: Sequence[int]) -> Offer:
+        """Which of a graph's inputs are parameters that its backward may update."""
+        if not self._is_used:
+            return _NO_OFFER
+        owners = self.owners()
+        if not owners:
+            return _NO_OFFER
+        owned = [p for p in trained if id(args[p]) in owners]
+        if owned and (self._loss_is_scaled or self._last_loss_was_scaled):
+            return self._withheld(_SCALED, owned)
+        if owned and inside_data_parallel():
+            return self._withheld(_DATA_PARALLEL, owned)
+        hooked = [position for position in owned if has_gradient_hooks(args[position])]
+        return self._withheld(_HOOKS, hooked, frozenset(owned).difference(hooked))
+
+    def _withheld(
+        self, reason: str, positions: Sequence[int], others: frozenset[int] = NOTHING
+    ) -> Offer:
+        if positions:
+            self._tell(reason)
+        return Offer(others, dict.fromkeys(positions, reason))
+
+    def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
+        """A forward has run."""
+        if not self._is_used:
+            return
+        owners = self.owners() if self._owners is None else self._owners  # as when it was planned
+        if not owners:
+            return
+        used = frozenset(id(args[position]) for position in trained) & owners.keys()
+        if not used:
+            return
+        tensors = (result for result in results if isinstance(result, torch.Tensor))
+        node = next((n for n in map(backward_node, tensors) if n is not None), None)
+        if node is None:
+            return
+        flight = Flight(used)
+        node.metadata["satcompile"] = flight
+        with self._lock:
+            self._flights.append(flight)
+        weakref.finalize(node, self._landed, flight).atexit = False
+
+    def _landed(self, flight: Flight | None) -> None:
+        with self._lock:
+            if flight in self._flights:
+                self._flights.remove(flight)
+
+    # -- backwards -------------------------------------------------------------------------
+
+    def plain_backward(self) -> None:
+        """A compiled backward is about to run that returns all gradients."""
+        if not self._is_used or not self._optimizers:
+            return
+        flight = self._flight_of(current_backward_node())
+        if flight is not None:
+            self._kept_in_this_task().update(flight.parameters)
+
+    @contextmanager
+    def backward(self, edges: Mapping[int, int]) -> Iterator[Backward]:
+        """A compiled backward runs inside that hands gradients over.
+
+        Args:
+            edges: by a gradient's position, its position among autograd's edges.
+        """
+        node = current_backward_node()
+        flight = self._flight_of(node)
+        with self._lock:
+            waiting = [other.parameters for other in list(self._flights) if other is not flight]
+        kept = self._kept_in_this_task()
+        to_apply, returned = self._decide(node, edges, kept.union(*waiting))
+        applied = {id(parameter) for parameter, _ in to_apply.values()}
+        if flight is not None:
+            kept.update(flight.parameters - applied)
+        call = Backward(self, to_apply, returned)
+        _running.stack.append(call)
+        try:
+            yield call
+        finally:
+            _running.stack.pop()
+            torch.autograd.graph.increment_version(call.changed)
+
+    def _flight_of(self, node: Any) -> Flight | None:
+        self._last_loss_was_scaled = self._loss_is_scaled
+        found: Flight | None = None if node is None else node.metadata.get("satcompile")
+        if not keeps_graph():
+            self._landed(found)
+        return found
+
+    def _kept_in_this_task(self) -> set[int]:
+        """Parameters to which autograd itself will have given a gradient when the ``backward()``
+        that runs has ended: it adds up what several graphs return before anyone sees it."""
+        task = current_backward_task()
+        if self._kept[0] != task:
+            self._kept = (task, set())
+        return self._kept[1]
+
+    def _decide(
+        self, node: Any, edges: Mapping[int, int], shared: set[int]
+    ) -> tuple[dict[int, tuple[torch.Tensor, Owner]], dict[int, str]]:
+        """Parameter and owner per slot whose gradient is to be applied; and per slot whose is not,
+        why."""
+        owners = self.owners()
+        found: dict[int, tuple[torch.Tensor, Owner]] = {}
+        returned: dict[int, str] = {}
+        seen: dict[int, int] = {}  # slots by the parameter's id
+        for slot, position in edges.items():
+            edge = node.next_functions[position][0]
+            parameter = getattr(edge, "variable", None)
+            owner = owners.get(id(parameter))
+            if parameter is None or owner is None or not owner.updates(parameter):
+                returned[slot] = _NO_OWNER
+                continue
+            if id(parameter) in self._numbers_applied(owner.optimizer):
+                raise _second_backward(parameter)
+            reason = self._reason_to_keep(parameter, edge, shared)
+            if id(parameter) in seen:
+                returned |= dict.fromkeys((slot, seen[id(parameter)]), _TWICE)
+                found.pop(seen[id(parameter)], None)
+            elif reason is None:
+                found[slot] = (parameter, owner)
+            else:
+                self._tell(reason)
+                returned[slot] = reason
+            seen[id(parameter)] = slot
+        return found, returned
+
+    def _reason_to_keep(self, parameter: torch.Tensor, edge: Any, shared: set[int]) -> str | None:
+        if id(parameter) in shared:
+            return "another graph, or another forward, uses the parameter in this step"
+        if parameter.grad is not None:
+            return "there is a gradient in .grad already"
+        if has_gradient_hooks(parameter):
+            return _HOOKS
+        if self._loss_is_scaled:
+            return _SCALED
+        if keeps_graph():
+            return "the graph is retained"
+        return None if will_accumulate(edge) else "gradients were asked for, not accumulated"
+
+    def _tell(self, reason: str) -> None:
+        self._tell_once(
+            "in_backward=True: gradients are returned to autograd and applied by step(), "
+            f"without the saving in memory, because {reason}."
+        )
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
+    def applied(self, owner: Owner, parameter: torch.Tensor, numbers: Numbers) -> None:
+        self._applied.setdefault(owner.optimizer, Applied()).numbers[id(parameter)] = numbers
+
+    def _numbers_applied(self, optimizer: Any) -> Mapping[int, Numbers]:
+        applied = self._applied.get(optimizer)
+        return applied.numbers if applied is not None else {}
+
+    # -- the end of a step -----------------------------------------------------------------
+
+    def finish(self, optimizer: Any) -> None:
+        """``optimizer.step()`` was called: its parameters may be updated again.
+
+        Raises:
+            UpdateError: a spent parameter has a gradient, too, or was updated with other numbers
+                than its group has now.
+        """
+        applied = self._applied.pop(optimizer, None)
+        self._loss_is_scaled = False
+        if applied is None:
+            return
+        for group in optimizer.param_groups:
+            now = numbers_of(group, optimizer.torch_class)
+            for parameter in group["params"]:
+                numbers = applied.numbers.get(id(parameter))
+                if numbers is None:
+                    continue
+                if parameter.grad is not None:
+                    raise _gradient_from_elsewhere(parameter)
+                if numbers != now:
+                    raise UpdateError(
+                        "A learning rate or another setting of the optimizer was changed between "
+                        f"backward() and step(): the update was applied with {numbers}, the group "
+                        f"now says {now}. With in_backward=True set it before the backward."
+                    )
+
+    def check_not_applied(self, optimizer: Any) -> None:
+        """Before gradients are dropped.
+
+        Raises:
+            UpdateError: the update cannot be dropped with them.
+        """
+        if self._numbers_applied(optimizer):
+            self._applied.pop(optimizer)
+            raise UpdateError(
+                "zero_grad() was called between backward() and step(), but with in_backward=True "
+                "the backward has already updated the parameters; the update cannot be dropped. "
+                "Call step() after every backward(), and decide whether to skip a step before the "
+                "backward (by the loss), or use in_backward=False."
+            )
+
+    # -- what torch's own tools would not see ----------------------------------------------
+
+    def _scaled(self) -> None:
+        self._loss_is_scaled = True
+
+    def _about_to_clip(self, parameters: Sequence[Any] | None, may_clip: bool) -> None:
+        applied = {key for o in self._optimizers for key in self._numbers_applied(o)}
+        misses = applied and (parameters is None or not applied.isdisjoint(map(id, parameters)))
+        if misses and not may_clip:
+            self._tell_once(_NORM_ONLY)  # the Hugging Face Trainer asks for it, to log it
+        elif misses:
+            raise UpdateError(
+                "Gradient clipping misses gradients: with in_backward=True the backward has "
+                "applied and dropped them. Use satcompile.fuse_optimizer(optimizer, "
+                "in_backward=True, max_grad_norm=...), which clips as torch does, and remove the "
+                "call (in the Hugging Face Trainer: max_grad_norm=0)."
+            )
+
+
+def _holders(optimizers: Sequence[Any]) -> Iterator[tuple[int, Owner]]:
+    for optimizer in optimizers:
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                yield id(parameter), Owner(weakref.ref(parameter), weakref.ref(optimizer), number)
+
+
+def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
+    found: dict[int, Owner] = {}
+    memory: dict[int, int] = {}  # parameters that share memory are nobody's: both updates count
+    twice: set[int] = set()
+    for optimizer in optimizers:
+        if not optimizer._fused_settings.updates_in_backward:
+            continue
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                if id(parameter) in found:  # in two optimizers
+                    twice.add(id(parameter))
+                found[id(parameter)] = Owner(weakref.ref(parameter), weakref.ref(optimizer), number)
+                address = parameter.untyped_storage().data_ptr()
+                if memory.setdefault(address, id(parameter)) != id(parameter):
+                    twice.update((id(parameter), memory[address]))
+    return {key: owner for key, owner in found.items() if key not in twice}
+
+
+@dataclass(eq=False)
+class Backward:
+    """One run of a compiled backward; ``returned`` says per slot why autograd gets it."""
+
+    ledger: Ledger
+    to_apply: dict[int, tuple[torch.Tensor, Owner]]
+    returned: dict[int, str]
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)
+    changed: list[torch.Tensor] = field(default_factory=list)
+
+    def take(self, gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
+        """Gradients have been computed; their memory is used again afterwards."""
+        updates = []
+        for slot, gradient in zip(slots, gradients, strict=True):
+            if slot not in self.to_apply:
+                self.kept[slot] = gradient.clone()
+                continue
+            parameter, owner = self.to_apply[slot]
+            update = update_of(
+                owner.optimizer, owner.group, owner.optimizer.torch_class, parameter, gradient
+            )
+            self.ledger.applied(owner, parameter, update.numbers)
+            self.changed.append(parameter)
+            updates.append(update)
+        sweep(updates)
+
+    def filled(self, results: Sequence[Any]) -> list[Any]:
+        """The backward's results, with the gradients that were kept."""
+        return [self.kept.get(slot, result) for slot, result in enumerate(results)]
+
+
+class _Running(threading.local):
+    """Backwards under way in this thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Backward] = []
+
+
+_running = _Running()
+LEDGER = Ledger()
+
+
+def take_gradients(gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
+    """What ``satcompile::update_`` does."""
+    with torch.no_grad():
+        _running.stack[-1].take(gradients, slots)
+
+
+def _second_backward(parameter: torch.Tensor) -> UpdateError:
+    return UpdateError(
+        f"A second backward() before step(): the parameter of shape {tuple(parameter.shape)} has "
+        "been updated inside the first one, and this gradient belongs to the weights of before. "
+        "Nothing of the second backward was applied. To accumulate N backwards per step, use "
+        "satcompile.fuse_optimizer(optimizer, in_backward=True, accumulate=N)."
+    )
+
+
+def _gradient_from_elsewhere(parameter: torch.Tensor) -> UpdateError:
+    return UpdateError(
+        f"The parameter of shape {tuple(parameter.shape)} was updated inside the compiled backward "
+        "and then got another gradient, from outside that graph (an uncompiled use of the same "
+        "weight, such as a penalty on it). The update applied only a part of its gradient. Use "
+        "in_backward=False, or move the other use into the compiled model."
+    )
