@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from benchmarks import environment, write_results
-from satcompile.torch_compat import compiled_graphs
+from satcompile.torch_compat.dynamo import compiled_graphs
 
 WIDTH, ROWS, PLENTY = 64, 64, "64GiB"
 WARM_STEPS, RETURNING = 24, 16

@@ -30,7 +30,6 @@ from rich.table import Table
 from transformers.initialization import no_init_weights
 
 from benchmarks import processor
-from satcompile import torch_compat
 from satcompile.graph.capture import capture, fake_tensors
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.cost.device import Device, known_gpu
@@ -38,6 +37,7 @@ from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.searches import budget_search
 from satcompile.solver import two_phase
+from satcompile.torch_compat import aot, partitioner
 
 TORCH_BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 DEVICE = "A100"  # one device for all machines, so that results compare; the largest in the field
@@ -183,8 +183,8 @@ def torch_choice(graph: TrainingGraph, budget: float) -> TorchChoice:
     """Torch's choice at a budget, on a copy of the graph: its partitioner marks nodes."""
     module = copy.deepcopy(graph.module)
     started_s = time.process_time()
-    roles = torch_compat.classify_nodes(module, graph.static_inputs, graph.num_forward_outputs)
-    nodes = torch_compat.default_saved_values(module, roles, budget)
+    roles = partitioner.classify_nodes(module, graph.static_inputs, graph.num_forward_outputs)
+    nodes = partitioner.default_saved_values(module, roles, budget)
     return TorchChoice(
         budget, frozenset(node.name for node in nodes), time.process_time() - started_s
     )
@@ -335,7 +335,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in packages},
         "cost_model_device": _device_facts(known_gpu(DEVICE)),
-        "torch_solver": torch_compat.budget_solver(),
+        "torch_solver": aot.budget_solver(),
     }
 
 

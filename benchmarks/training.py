@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import satcompile
-from satcompile.torch_compat import compiled_graphs
+from satcompile.torch_compat.dynamo import compiled_graphs
 
 _numbers = itertools.count()
 

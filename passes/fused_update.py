@@ -29,7 +29,7 @@ from torch import fx
 from satcompile.errors import UnsupportedError, VerificationError
 from satcompile.graph.aliases import storage_owners
 from satcompile.graph.training_graph import storage_bytes
-from satcompile.torch_compat import lower_as_writer
+from satcompile.torch_compat.inductor import lower_as_writer
 from satcompile.updates.optimizers.in_backward import take_gradients
 
 _WORTH_A_CALL = 1 << 20  # bytes of gradients,

@@ -24,7 +24,7 @@ from satcompile.planner.searches import Searches, default_saved_nodes
 from satcompile.solver.rungs import rung_below
 from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
 from satcompile.solver.step import Phase, StepProfile, simulate_orders
-from satcompile.torch_compat import is_symbolic
+from satcompile.torch_compat.symbols import is_symbolic
 
 
 @dataclass(frozen=True)

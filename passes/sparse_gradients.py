@@ -30,7 +30,7 @@ from torch.fx.node import map_arg
 
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.cost.roofline import matrix_flops
-from satcompile.torch_compat import is_dense
+from satcompile.torch_compat.tensors import is_dense
 from satcompile.updates.sparsity.grid import Grid
 from satcompile.updates.sparsity.operators import TILE_CONVOLUTION_WEIGHT, TILE_MM
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile import torch_compat
 from satcompile.compile.attempt import devices_of
 from satcompile.compile.rounds import Compilation, Planned
 from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.options import Options, parse, refuse_mode
 from satcompile.runtime import registry, sparse_calls
 from satcompile.runtime.bound_graph import BoundGraph, UnlimitedGraph
+from satcompile.torch_compat import aot, distributed, dynamo, inductor, versions
 
 log = logging.getLogger("satcompile")
 
@@ -48,7 +48,7 @@ def sat(
         return _compile(gm, list(example_inputs), parse(options))
     except SatcompileError as error:
         error.first_useful_frame = sys._getframe()  # the user's traceback ends here, not in torch
-        if not torch_compat.suppress_errors_enabled():
+        if not dynamo.suppress_errors_enabled():
             raise
         # Dynamo would swallow this and run eager. What a graph raises when it runs it does
         # not swallow, so the refusal waits there.
@@ -65,8 +65,8 @@ def _raising(error: SatcompileError) -> Callable[..., Any]:
 @functools.cache
 def _warn_of_untested_torch() -> None:
     """Once a process. What is planned is verified with any torch, and what code allocates is read."""
-    if torch_compat.is_untested():
-        newest = ".".join(map(str, torch_compat.NEWEST_TESTED))
+    if versions.is_untested():
+        newest = ".".join(map(str, versions.NEWEST_TESTED))
         warnings.warn(
             f"satcompile was tested with torch up to {newest}, not with this torch "
             f"{torch.__version__}: where it has moved something that satcompile uses, compiling ends "
@@ -76,26 +76,26 @@ def _warn_of_untested_torch() -> None:
 
 
 def _refuse_settings() -> None:
-    if torch_compat.suppress_errors_enabled():
+    if dynamo.suppress_errors_enabled():
         raise UnsupportedError(
             "torch._dynamo.config.suppress_errors is on: an error of the compiler, a BudgetError "
             "too, would silently run the model uncompiled. Set it to False to use backend='sat'."
         )
-    if torch_compat.compiled_autograd_enabled():
+    if dynamo.compiled_autograd_enabled():
         raise UnsupportedError(
             "Compiled autograd is on: it traces the backward again and drops what backend='sat' "
             "planned for it. Turn it off (torch._dynamo.config.compiled_autograd = False)."
         )
-    if torch_compat.activation_budget() != 1:
+    if aot.activation_budget() != 1:
         raise UnsupportedError(
             "torch._functorch.config.activation_memory_budget is "
-            f"{torch_compat.activation_budget()}: torch's own budget and backend='sat' would both "
+            f"{aot.activation_budget()}: torch's own budget and backend='sat' would both "
             "decide what is saved. Set it to 1 and use options={'memory_budget': ...}."
         )
 
 
 def _refuse_gathered(parameters: list[Any]) -> None:
-    if torch_compat.gathered_by_fully_shard(parameters):
+    if distributed.gathered_by_fully_shard(parameters):
         raise UnsupportedError(
             "A memory_budget was given for a module under FSDP2 (fully_shard), where it could not be "
             "kept: parameters are gathered and gradients scattered between the compiled graphs, in "
@@ -141,7 +141,7 @@ def _refuse_cuda_graphs(gm: fx.GraphModule, options: Options) -> None:
     """They keep memory of their own between steps, and replay what was recorded: a mask that changes,
     a number that an update reads anew, would be those of the recording."""
     on_gpu = any(device.type == "cuda" for device in devices_of(gm))
-    if not on_gpu or not torch_compat.uses_cuda_graphs(options.inductor):
+    if not on_gpu or not inductor.uses_cuda_graphs(options.inductor):
         return
     asked = [name for name in ("memory_budget", "sparsity") if getattr(options, name) is not None]
     if asked:
@@ -155,7 +155,7 @@ def _refuse_cuda_graphs(gm: fx.GraphModule, options: Options) -> None:
 def _refuse_streams(gm: fx.GraphModule, options: Options) -> None:
     """What one stream frees, another may still need: a stream's memory waits for the others."""
     asked = [name for name in ("memory_budget", "sparsity") if getattr(options, name) is not None]
-    used = [node.name for node in gm.graph.nodes if torch_compat.is_of_streams(node)]
+    used = [node.name for node in gm.graph.nodes if dynamo.is_of_streams(node)]
     if asked and used:
         raise UnsupportedError(
             f"{asked[0]} was asked for a model that uses streams of its own ({used[0]}): what runs on "
@@ -173,7 +173,7 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
     parameters = [i for i, v in enumerate(inputs) if isinstance(v, torch.nn.Parameter)]
     if options.memory_budget is not None:
         _refuse_gathered([inputs[position] for position in parameters])
-    record = registry.GraphRecord(_graph_name(), torch_compat.current_frame_code(), parameters)
+    record = registry.GraphRecord(_graph_name(), dynamo.current_frame_code(), parameters)
     compilation = Compilation(gm, inputs, options)
     bound: BoundGraph | UnlimitedGraph
     if options.memory_budget is None:
@@ -197,7 +197,7 @@ def _planned_or_refused(
     with a budget that would end the promise."""
     try:
         return bound.first_plan(inputs)
-    except torch_compat.LEFT_TO_EAGER as error:
+    except dynamo.LEFT_TO_EAGER as error:
         if options.memory_budget is None:
             raise
         raise UnsupportedError(
@@ -209,7 +209,7 @@ def _planned_or_refused(
 
 
 def _graph_name() -> str:
-    compile_id, code = torch_compat.current_compile_id(), torch_compat.current_frame_code()
+    compile_id, code = dynamo.current_compile_id(), dynamo.current_frame_code()
     where = (
         f"{code.co_qualname if hasattr(code, 'co_qualname') else code.co_name}" if code else "graph"
     )
@@ -217,7 +217,7 @@ def _graph_name() -> str:
 
 
 def _warn_of_recompile_limit() -> None:
-    compile_id = torch_compat.current_compile_id()
+    compile_id = dynamo.current_compile_id()
     if compile_id is not None and compile_id[1] + 1 >= compile_id[2]:
         log.warning(
             "This is compilation %d of this code; at Dynamo's recompile_limit of %d, further "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from satcompile.torch_compat import ShortenTraceback
+from satcompile.torch_compat.dynamo import ShortenTraceback
 
 
 class SatcompileError(ShortenTraceback):

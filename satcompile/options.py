@@ -130,7 +130,7 @@ class Options(BaseModel):
                 f"The option 'inductor' is {value!r}; it takes a dict of Inductor's own "
                 "configuration, such as {'max_autotune': True}."
             )
-        from satcompile.torch_compat import inductor_config_keys
+        from satcompile.torch_compat.inductor import inductor_config_keys
 
         known = inductor_config_keys()
         given = {str(key).replace("-", "_"): v for key, v in value.items()}

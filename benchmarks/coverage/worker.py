@@ -52,7 +52,7 @@ from benchmarks.coverage.values import (
     values_after,
 )
 from benchmarks.coverage.variants import NotApplicable, applied, context_of
-from satcompile.torch_compat import compiled_graphs
+from satcompile.torch_compat.dynamo import compiled_graphs
 
 CHECKED_STEPS = (0, 2)  # the first, and one after whatever a first step makes known
 ROUNDS = 7

@@ -27,7 +27,7 @@ from satcompile.report.data import GraphReport, Report
 from satcompile.runtime.measure import measure_peak
 from satcompile.runtime.registry import report
 from satcompile.sizes import format_bytes
-from satcompile.torch_compat import compiled_graphs
+from satcompile.torch_compat.dynamo import compiled_graphs
 
 _WIDTH = 110  # of what is not a terminal
 _BYTE_VALUES = 256
@@ -179,10 +179,10 @@ def _batches(text: torch.Tensor, settings: Settings) -> Iterator[torch.Tensor]:
 
 
 def _variants(settings: Settings) -> list[Variant]:
-    from satcompile.torch_compat import functorch_config
+    from satcompile.torch_compat.aot import own_budget
 
     share = settings.torch_budget
-    torch_budget = lambda: functorch_config.patch(activation_memory_budget=share)  # noqa: E731
+    torch_budget = lambda: own_budget(share)  # noqa: E731
     sat = {"memory_budget": settings.budget}
     return [
         _variant("torch.compile", settings, backend="inductor"),

@@ -26,7 +26,6 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from satcompile.planner.workspace import (
     Zeros,
@@ -35,7 +34,10 @@ from satcompile.planner.workspace import (
     workspace_bytes,
 )
 from satcompile.solver.simulator import Event, Profile, replay
-from satcompile.torch_compat import extern_kernels, fake_tensor_mode, incoming_gradients_stay
+from satcompile.torch_compat.aot import incoming_gradients_stay
+from satcompile.torch_compat.inductor import extern_kernels
+from satcompile.torch_compat.tensors import fake_tensor_mode, storage_address
+from satcompile.torch_compat.trees import pytree
 from satcompile.updates.kernels.table import ROW_BYTES
 
 _GENERATED = "<generated>"  # the file name of the text that we execute
@@ -692,17 +694,18 @@ def _run_fake(
         if not isinstance(value, Tensor):
             return value
         fake = value.fake()
-        owners[fake.untyped_storage()._cdata] = value.block
+        owners[storage_address(fake.untyped_storage())] = value.block
         return fake
 
     def from_fake(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         storage = value.untyped_storage()
-        if storage._cdata not in owners:
-            owners[storage._cdata] = Block(max(storage.nbytes(), least_bytes), label, log)
+        address = storage_address(storage)
+        if address not in owners:
+            owners[address] = Block(max(storage.nbytes(), least_bytes), label, log)
         return Tensor(
-            owners[storage._cdata],
+            owners[address],
             tuple(value.shape),
             tuple(value.stride()),
             value.dtype,

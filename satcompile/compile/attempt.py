@@ -14,14 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from satcompile import passes, torch_compat
 from satcompile.compile import pipeline
 from satcompile.compile.allocation import (
     Figures,
@@ -32,6 +29,7 @@ from satcompile.compile.allocation import (
     UnreadableCode,
     walk_step,
 )
+from satcompile.compile.fingerprint import digest, source_digest
 from satcompile.compile.products import keep_products_apart
 from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.graph.emission import COPY_OF
@@ -48,7 +46,19 @@ from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.searches import Searches, default_saved_nodes
 from satcompile.solver.search import BudgetSearch
-from satcompile.torch_compat import leaves_behind
+from satcompile.torch_compat import (
+    aot,
+    autograd,
+    codegen,
+    dynamo,
+    inductor,
+    partitioner,
+    symbols,
+    tensors,
+    tracing,
+)
+from satcompile.torch_compat.autograd import leaves_behind
+from satcompile.torch_compat.operators import HigherOrderOperator
 from satcompile.updates.optimizers.in_backward import LEDGER
 from satcompile.updates.sparsity import masks
 
@@ -61,7 +71,7 @@ UNREADABLE_MARGIN = 0.25
 BY_CODE = "generated code"
 
 
-class OverLimit(torch_compat.GenerationStopped):
+class OverLimit(codegen.GenerationStopped):
     """The generated code would allocate more than the attempt's limit."""
 
 
@@ -84,7 +94,7 @@ _UPDATES_AND_CUDA_GRAPHS = (
 )
 
 
-class _Refused(torch_compat.GenerationStopped):
+class _Refused(codegen.GenerationStopped):
     """The graph or its code is not what it must be; torch would wrap the error."""
 
     def __init__(self, error: SatcompileError) -> None:
@@ -92,7 +102,7 @@ class _Refused(torch_compat.GenerationStopped):
         self.error = error
 
 
-class CodeOnly(torch_compat.GenerationStopped):
+class CodeOnly(codegen.GenerationStopped):
     """Both graphs' code exists; a dry attempt asks for no more."""
 
 
@@ -198,7 +208,7 @@ class Attempt:
     _sparse_edges: dict[int, int] = field(default_factory=dict)
     _num_inputs: int = 0
     _num_tokens: int = 0  # among the forward's results as it was partitioned
-    _later: torch_compat.LaterModules = field(default_factory=torch_compat.LaterModules, repr=False)
+    _later: codegen.LaterModules = field(default_factory=codegen.LaterModules, repr=False)
     _compiled_forward: Any = field(default=None, repr=False)
 
     @property
@@ -311,9 +321,9 @@ class Attempt:
         patches = {**self.options.inductor, "custom_partitioner_fn": _Partitioner(self)}
         if self.dry:
             patches["fx_graph_cache"] = False  # a stub must not be stored as the graph's code
-        with torch_compat.aot_settings():
+        with aot.aot_settings():
             try:
-                return torch_compat.compile_fx(
+                return inductor.compile_fx(
                     gm, example_inputs, inner_compile=self._compile_graph, config_patches=patches
                 )
             except _Refused as refused:
@@ -325,13 +335,13 @@ class Attempt:
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         static = kwargs.get("static_lifetime_input_indices") or []
-        if torch_compat.budget_of_region(gm) is not None:
+        if partitioner.budget_of_region(gm) is not None:
             raise _Refused(UnsupportedError(_BUDGET_OF_REGION))
         if self.takes_regions_as_advice:
-            self.regions_forgotten = torch_compat.forget_checkpoint_regions(gm)
+            self.regions_forgotten = partitioner.forget_checkpoint_regions(gm)
         graph = TrainingGraph(gm, kwargs["num_fwd_outputs"], static)
         if not graph.has_backward:
-            return torch_compat.default_partition(
+            return partitioner.default_partition(
                 graph.module, joint_inputs, num_fwd_outputs=graph.num_forward_outputs,
                 static_lifetime_input_indices=static,
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
@@ -417,8 +427,8 @@ class Attempt:
 
     def _note_graphs(self, **modules: fx.GraphModule) -> None:
         """For the trace; a plan that is given up leaves nothing there."""
-        if torch_compat.is_tracing():
-            self.graphs.update({n: torch_compat.readable(gm) for n, gm in modules.items()})
+        if tracing.is_tracing():
+            self.graphs.update({n: tracing.readable(gm) for n, gm in modules.items()})
 
     def _sparsified(
         self, graph: TrainingGraph
@@ -453,9 +463,9 @@ class Attempt:
                 "without the saving in memory, because some of its inputs share memory."
             )
             return None
-        if torch_compat.uses_cuda_graphs(self.options.inductor) and not is_on_cpu(graph.module):
+        if inductor.uses_cuda_graphs(self.options.inductor) and not is_on_cpu(graph.module):
             raise _Refused(UnsupportedError(_UPDATES_AND_CUDA_GRAPHS))
-        if any(map(torch_compat.is_of_streams, graph.graph.nodes)):
+        if any(map(dynamo.is_of_streams, graph.graph.nodes)):
             raise _Refused(UnsupportedError(_UPDATES_AND_STREAMS))
         owners = graph.owners
         names: dict[fx.Node, list[str]] = {graph.primals[i]: [] for i in sorted(self.updates)}
@@ -471,13 +481,13 @@ class Attempt:
     def _compile_graph(
         self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
     ) -> Any:
-        torch_compat.spell_out_scaled_sums(gm.graph)
+        inductor.spell_out_scaled_sums(gm.graph)
         if self.outcome is not None and not self.outcome.plan.is_default:
             keep_products_apart(gm.graph)
         gm.recompile()
         if self.outcome is None or kwargs.get("is_inference"):
             self._mask_inference(gm)
-            return torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
+            return inductor.compile_fx_inner(gm, example_inputs, **kwargs)
         names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
         specs = [_spec(value, name) for value, name in zip(example_inputs, names, strict=True)]
         is_backward = bool(kwargs.get("is_backward"))
@@ -513,10 +523,10 @@ class Attempt:
         with (
             self._as_planned(is_backward),
             self._updates_inserted() if is_backward else nullcontext(),
-            torch_compat.watching_generated_code(generated, stub=self.dry and not is_backward),
+            codegen.watching_generated_code(generated, stub=self.dry and not is_backward),
             self._may_be_for_nothing(gm, is_backward),
         ):
-            compiled = torch_compat.compile_fx_inner(gm, example_inputs, **kwargs)
+            compiled = inductor.compile_fx_inner(gm, example_inputs, **kwargs)
         source = getattr(compiled, "source_code", None) or own_text
         if source and (self.backward if is_backward else self.forward) is None:
             generated(source, {})  # from the cache: nothing was generated, but the text came along
@@ -559,15 +569,15 @@ class Attempt:
     def _retainable(self, compiled: Any) -> Any:
         """The compiled backward, which may run again where the graph is retained: what it was saved
         and would overwrite is then copied first."""
-        donated = torch_compat.take_donated_positions()
+        donated = aot.take_donated_positions()
         if not donated:
             return compiled
 
         def run(args: list[Any]) -> Any:
-            if torch_compat.keeps_graph():
+            if autograd.keeps_graph():
                 args = list(args)
                 for position in donated:
-                    args[position] = torch_compat.same_strided_copy(args[position])
+                    args[position] = tensors.same_strided_copy(args[position])
             return compiled(args)
 
         return run
@@ -614,8 +624,8 @@ class Attempt:
         if self.fused_update is None:
             return nullcontext()
         log.debug("pass %s: %s", self.fused_update.name, self.fused_update.description)
-        key = torch_compat.digest(_source_digest(), repr(self.fused_update))
-        return torch_compat.rewriting_last(self._insert_updates, key)
+        key = digest(source_digest(), repr(self.fused_update))
+        return inductor.rewriting_last(self._insert_updates, key)
 
     def _insert_updates(self, graph: fx.Graph) -> None:
         assert self.fused_update is not None
@@ -636,10 +646,10 @@ class Attempt:
         """
         with ExitStack() as stack:
             if self.outcome is not None and not self.outcome.plan.is_default:
-                stack.enter_context(torch_compat.freeing_at_once())
-                stack.enter_context(torch_compat.turning_where_used())
+                stack.enter_context(inductor.freeing_at_once())
+                stack.enter_context(inductor.turning_where_used())
                 if is_backward or is_chunked(self.outcome.problem.graph):
-                    stack.enter_context(torch_compat.fusing_in_order())
+                    stack.enter_context(inductor.fusing_in_order())
             yield
 
     def _check_allocations(self) -> None:
@@ -696,17 +706,17 @@ class Attempt:
         )  # fmt: skip
 
 
-class _Partitioner(torch_compat.CustomPartitionerFn):
+class _Partitioner(partitioner.CustomPartitionerFn):
     """What Inductor calls with the joint graph."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._uuid = torch_compat.digest(
-            _source_digest(),
+        self._uuid = digest(
+            source_digest(),
             torch.__version__,
             # Code that may overwrite what was saved is wrong where a graph is retained, and the
             # cache of Inductor's code does not tell the two apart by itself.
-            repr(torch_compat.may_overwrite_saved()),
+            repr(aot.may_overwrite_saved()),
             attempt.options.code_key,
             repr(
                 (
@@ -738,24 +748,14 @@ class _Partitioner(torch_compat.CustomPartitionerFn):
         return {"_uuid": self._uuid}
 
 
-@functools.cache
-def _source_digest() -> str:
-    """Changes with our version and with any line of ours that could change a graph."""
-    roots = [Path(__file__).parent, *map(Path, passes.__path__)]
-    files = sorted({file for root in roots for file in root.rglob("*.py")})
-    return torch_compat.digest(
-        metadata.version("satcompile"), *(file.read_bytes() for file in files)
-    )
-
-
 def _plan_key(
     outcome: pipeline.Outcome, problem: PlanningProblem, updates: Iterable[int]
 ) -> Hashable:
     """Of what decides on the code: both graphs, and how they are fused."""
     plan = outcome.plan
     values = [n.meta.get("val") for n in problem.graph.primals]
-    return torch_compat.digest(
-        str(torch_compat.may_overwrite_saved()),
+    return digest(
+        str(aot.may_overwrite_saved()),
         str(plan.is_default),
         str(sorted(updates)),
         str([(n.name, n.meta.get("recompute")) for n in problem.graph.graph.nodes]),
@@ -763,7 +763,7 @@ def _plan_key(
         str([plan.operations[i].name for i in plan.forward_order]),
         str([plan.operations[i].name for i in plan.backward_order]),
         str([(n.name, str(n.target)) for n in problem.graph.graph.nodes]),
-        str([torch_compat.size_hint(v) for v in values if isinstance(v, torch.SymInt)]),
+        str([symbols.size_hint(v) for v in values if isinstance(v, torch.SymInt)]),
     )
 
 
@@ -777,7 +777,7 @@ def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:
 def _has_graphs(node: fx.Node) -> bool:
     """Whether an operation runs graphs of its own (``while_loop``, ``scan``)."""
     module = node.graph.owning_module
-    return isinstance(node.target, torch._ops.HigherOrderOperator) and any(
+    return isinstance(node.target, HigherOrderOperator) and any(
         read.op == "get_attr"
         and isinstance(getattr(module, str(read.target), None), fx.GraphModule)
         for read in node.all_input_nodes
@@ -820,10 +820,10 @@ def _text_without_operations(module: fx.GraphModule) -> str | None:
 def _spec(value: Any, name: str) -> Any:
     """A graph's input as the walk wants it; symbolic sizes stay symbolic."""
     if isinstance(value, torch.Tensor):
-        shape = tuple(torch_compat.size_expression(s) for s in value.shape)
-        strides = tuple(torch_compat.size_expression(s) for s in value.stride())
-        hints = tuple(map(torch_compat.size_hint, (*value.shape, *value.stride())))
+        shape = tuple(symbols.size_expression(s) for s in value.shape)
+        strides = tuple(symbols.size_expression(s) for s in value.stride())
+        hints = tuple(map(symbols.size_hint, (*value.shape, *value.stride())))
         return TensorSpec(name, shape, strides, value.dtype, hints)
-    if isinstance(value, torch_compat.SymTypes):
-        return ScalarSpec(torch_compat.size_expression(value), torch_compat.size_hint(value))
+    if isinstance(value, symbols.SymTypes):
+        return ScalarSpec(symbols.size_expression(value), symbols.size_hint(value))
     return value

@@ -15,7 +15,7 @@ from satcompile.graph.emission import emit, move_up
 from satcompile.graph.nodes import is_random
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.retention import RetentionPlan
-from satcompile.torch_compat import extract_modules, finish_modules, is_opaque
+from satcompile.torch_compat.partitioner import extract_modules, finish_modules, is_opaque
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,13 @@ from satcompile.options import Options
 from satcompile.planner.cost.device import device_of
 from satcompile.sizes import format_bytes
 from satcompile.solver.rungs import RUNG
-from satcompile.torch_compat import (
+from satcompile.torch_compat.dynamo import (
     CompilationContext,
     copy_of_captured,
     is_part_of_call,
     parameter_name,
-    planning_for,
-    size_expression,
-    size_hint,
 )
+from satcompile.torch_compat.symbols import planning_for, size_expression, size_hint
 
 log = logging.getLogger("satcompile")
 

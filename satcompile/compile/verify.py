@@ -39,7 +39,8 @@ from satcompile.graph.nodes import is_mutation, is_random
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.retention import RetentionPlan
 from satcompile.solver.step import StepProfile, simulate_orders
-from satcompile.torch_compat import is_rng_replay, is_rng_save, recompute_tag
+from satcompile.torch_compat.operators import OpOverload, schema_of
+from satcompile.torch_compat.partitioner import is_rng_replay, is_rng_save, recompute_tag
 from satcompile.updates.sparsity.operators import dense_form
 
 Number = int
@@ -166,8 +167,8 @@ def _overwrite(
 ) -> None:
     """What a mutation writes into has the mutation's value from here on, and views of it that were
     taken before show something else than they did."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    for position, argument in enumerate(node.target._schema.arguments):
+    assert isinstance(node.target, OpOverload)
+    for position, argument in enumerate(schema_of(node.target).arguments):
         written = argument.alias_info is not None and argument.alias_info.is_write
         target = node.args[position] if position < len(node.args) else None
         if written and isinstance(target, fx.Node):
@@ -188,7 +189,7 @@ def signature(node: fx.Node) -> str:
 
 def _outputs(module: fx.GraphModule) -> list[Any]:
     """The output node's leaves, None for those that are not nodes; keys must be hashable."""
-    from torch.utils import _pytree as pytree
+    from satcompile.torch_compat.trees import pytree
 
     node = next(iter(module.graph.find_nodes(op="output")))
     return [v if isinstance(v, fx.Node) else None for v in pytree.arg_tree_leaves(*node.args)]

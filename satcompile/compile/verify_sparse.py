@@ -19,6 +19,7 @@ from torch import fx
 from satcompile.errors import VerificationError
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.passes.sparse_gradients import SparseParameters
+from satcompile.torch_compat.operators import schema_of
 from satcompile.updates.sparsity.operators import (
     MASKED,
     MASKED_ADDMM,
@@ -88,7 +89,7 @@ def _check_gradient(graph: TrainingGraph, tile: fx.Node, names: str) -> None:
 def _check_weight(graph: TrainingGraph, masked: fx.Node, names: str) -> None:
     position = {MASKED_MM: 1, MASKED_ADDMM: 2}.get(masked.target)  # type: ignore[call-overload]
     if position is None:  # convolutions
-        arguments = [argument.name for argument in masked.target._schema.arguments]  # type: ignore[union-attr]
+        arguments = [argument.name for argument in schema_of(masked.target).arguments]
         position = arguments.index("weight")
     node, turned = masked.args[position], False
     while isinstance(node, fx.Node) and node.op == "call_function":

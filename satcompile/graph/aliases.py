@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from satcompile.torch_compat.operators import OpOverload, schema_of
+
 # Views that the schema does not call so, because eager mode sometimes copies; Inductor
 # lowers them as views of the same buffer.
 _VIEWS_IN_INDUCTOR = {torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
@@ -31,9 +33,9 @@ def aliased_argument(node: fx.Node) -> fx.Node | None:
         return aliased_argument(producer) if isinstance(producer, fx.Node) else None
     if node.target in _VIEWS_IN_INDUCTOR:
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return None
-    return _argument_aliased_by_schema(node, node.target._schema)
+    return _argument_aliased_by_schema(node, schema_of(node.target))
 
 
 def _argument_aliased_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> fx.Node | None:

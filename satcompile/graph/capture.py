@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile import torch_compat
 from satcompile.errors import UnsupportedError
 from satcompile.graph.training_graph import TrainingGraph
+from satcompile.torch_compat import aot, codegen, dynamo, inductor, partitioner, symbols, tensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Capture:
     inputs: Sequence[Any]
 
 
-class _Captured(torch_compat.GenerationStopped):
+class _Captured(codegen.GenerationStopped):
     """Carries the graph out of the compilation."""
 
     def __init__(self, graph: TrainingGraph) -> None:
@@ -47,7 +47,7 @@ class _Captured(torch_compat.GenerationStopped):
         self.graph = graph
 
 
-class _NoBackward(torch_compat.GenerationStopped):
+class _NoBackward(codegen.GenerationStopped):
     """AOTAutograd found nothing to differentiate, and went on to compile an inference graph."""
 
 
@@ -58,7 +58,7 @@ def fake_tensors() -> contextlib.AbstractContextManager[Any]:
     skip initialization by ``initialization.no_init_weights()`` and call ``model.tie_weights()``
     afterwards, which is skipped along with it.
     """
-    return torch_compat.fake_tensor_mode(shape_env=torch_compat.new_shape_environment())
+    return tensors.fake_tensor_mode(shape_env=symbols.new_shape_environment())
 
 
 def capture(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> TrainingGraph:
@@ -106,7 +106,7 @@ def capture_with_inputs(
     )
     try:
         # Training that follows, with another batch, must not find that the size has varied.
-        with torch_compat.without_memory_of_sizes():
+        with dynamo.without_memory_of_sizes():
             compiled(*args, **kwargs)
     except _Captured as captured:
         return Capture(captured.graph, tuple(given))
@@ -119,8 +119,8 @@ def capture_with_inputs(
 
 
 def _capturing_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-    with torch_compat.aot_settings():
-        return torch_compat.compile_fx(
+    with aot.aot_settings():
+        return inductor.compile_fx(
             gm,
             example_inputs,
             inner_compile=_refuse_to_compile,
@@ -132,7 +132,7 @@ def _refuse_to_compile(*args: Any, **kwargs: Any) -> Any:
     raise _NoBackward
 
 
-class _CapturingPartitioner(torch_compat.CustomPartitionerFn):
+class _CapturingPartitioner(partitioner.CustomPartitionerFn):
     """Stands where ``satcompile.compile.attempt`` plans: after the joint-graph passes."""
 
     def __call__(

@@ -15,7 +15,7 @@ from torch import fx
 
 from satcompile.graph.nodes import is_random
 from satcompile.graph.training_graph import TrainingGraph
-from satcompile.torch_compat import has_side_effect, replays_random_state
+from satcompile.torch_compat.partitioner import has_side_effect, replays_random_state
 
 COPY_OF = "copy_of"  # in a node's meta: the name of the joint graph's node
 

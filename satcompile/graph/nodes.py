@@ -7,6 +7,8 @@ import re
 import torch
 from torch import fx
 
+from satcompile.torch_compat.operators import OpOverload, schema_of
+
 
 def is_random(node: fx.Node) -> bool:
     """Whether ``node`` draws random numbers. Inductor's ``inductor_random`` does not: it is a
@@ -23,9 +25,9 @@ def is_random(node: fx.Node) -> bool:
 
 def _argument(node: fx.Node, name: str) -> object:
     """The value of a schema's argument as ``node`` has it; None where there is no such one."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return None
-    for position, argument in enumerate(node.target._schema.arguments):
+    for position, argument in enumerate(schema_of(node.target).arguments):
         if argument.name == name:
             if position < len(node.args):
                 return node.args[position]
@@ -35,7 +37,7 @@ def _argument(node: fx.Node, name: str) -> object:
 
 def is_mutation(node: fx.Node) -> bool:
     """Whether ``node`` writes into one of its arguments."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return isinstance(node.target, OpOverload) and schema_of(node.target).is_mutable
 
 
 def module_path(node: fx.Node) -> str:

@@ -20,7 +20,10 @@ import torch
 from torch import fx
 
 from satcompile.graph.aliases import storage_owners
-from satcompile.torch_compat import fake_mode_of, must_be_saved, updated_inputs
+from satcompile.torch_compat.aot import updated_inputs
+from satcompile.torch_compat.operators import OpOverload, schema_of
+from satcompile.torch_compat.partitioner import must_be_saved
+from satcompile.torch_compat.tensors import fake_mode_of
 
 
 def keep_what_is_read(joint: fx.GraphModule, num_forward_outputs: int) -> None:
@@ -51,11 +54,11 @@ def _written_into(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def _written_arguments_of(node: fx.Node) -> list[fx.Node]:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return []
     return [
         given
-        for given, argument in zip(node.args, node.target._schema.arguments, strict=False)
+        for given, argument in zip(node.args, schema_of(node.target).arguments, strict=False)
         if argument.alias_info is not None
         and argument.alias_info.is_write
         and isinstance(given, fx.Node)

@@ -16,7 +16,8 @@ import torch
 from torch import fx
 
 from satcompile.graph.nodes import module_path
-from satcompile.torch_compat import size_hint
+from satcompile.torch_compat.operators import OpOverload
+from satcompile.torch_compat.symbols import size_hint
 
 Text = Callable[[], str]
 
@@ -60,7 +61,7 @@ def _line(node: fx.Node) -> str:
 def _target(node: fx.Node) -> str:
     if isinstance(node.target, str):
         return node.target
-    is_operator = isinstance(node.target, torch._ops.OpOverload)
+    is_operator = isinstance(node.target, OpOverload)
     return str(node.target) if is_operator else getattr(node.target, "__name__", str(node.target))
 
 

@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from satcompile.graph.aliases import storage_owners
 from satcompile.graph.overwritten import keep_what_is_read
-from satcompile.torch_compat import (
+from satcompile.torch_compat.partitioner import (
     classify_nodes,
     forward_backward_outputs,
-    is_symbolic,
     prepare_joint_graph,
-    size_hint,
 )
+from satcompile.torch_compat.symbols import is_symbolic, size_hint
+from satcompile.torch_compat.trees import pytree
 
 
 class TrainingGraph:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from satcompile.solver.simulator import Event
-from satcompile.torch_compat import quiet_profiler
+from satcompile.torch_compat.tracing import quiet_profiler
 
 
 def allocator_events(fn: Callable[[], Any], device_type: str = "cpu") -> list[Event]:

@@ -28,12 +28,10 @@ from satcompile.planner.cost.roofline import CostModel, OperationCost
 from satcompile.planner.workspace import is_product, workspace_of
 from satcompile.solver.step import Phase, Step, StepOperation
 from satcompile.solver.two_phase import Operation, Problem, Value
-from satcompile.torch_compat import (
-    incoming_gradients_stay,
-    is_backward_state,
-    recompute_tag,
-    size_hint,
-)
+from satcompile.torch_compat.aot import incoming_gradients_stay
+from satcompile.torch_compat.operators import HigherOrderOperator, OpOverload, schema_of
+from satcompile.torch_compat.partitioner import is_backward_state, recompute_tag
+from satcompile.torch_compat.symbols import size_hint
 
 # Higher-order operators without effects of their own, safe to run twice.
 _PURE_HIGHER_ORDER = ("flex_attention",)
@@ -298,11 +296,11 @@ class PlanningProblem:
             return tag == "recompute"
         if any(recompute_tag(user) == "save" for user in node.users if is_getitem(user)):
             return False
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             return node.target.name() in _PURE_HIGHER_ORDER
-        if not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, OpOverload):
             return True
-        return not (node.target._schema.is_mutable or is_random(node))
+        return not (schema_of(node.target).is_mutable or is_random(node))
 
     # -- the answer ------------------------------------------------------------------------
 

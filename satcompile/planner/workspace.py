@@ -14,17 +14,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from satcompile.planner.allocator import allocator_events
 from satcompile.solver.simulator import replay
-from satcompile.torch_compat import (
-    blas_workspace_bytes,
-    blas_workspaces_stay,
-    profiler_is_active,
-    size_hint,
-    without_tracing,
-)
+from satcompile.torch_compat.cuda import blas_workspace_bytes, blas_workspaces_stay
+from satcompile.torch_compat.operators import OpOverload, schema_of
+from satcompile.torch_compat.symbols import size_hint
+from satcompile.torch_compat.tensors import without_tracing
+from satcompile.torch_compat.tracing import profiler_is_active
+from satcompile.torch_compat.trees import pytree
 
 log = logging.getLogger("satcompile")
 
@@ -156,12 +154,12 @@ def _as_convolved(node: fx.Node) -> Any:
 
 def may_need_workspace(op: Any) -> bool:
     """Whether a call may take memory of its own and can be tried: functional, of torch's own or ours."""
-    if not isinstance(op, torch._ops.OpOverload):
+    if not isinstance(op, OpOverload):
         return "convolution" in getattr(op, "__name__", "")  # among Inductor's extern kernels
-    returned = [result.alias_info for result in op._schema.returns]
+    returned = [result.alias_info for result in schema_of(op).returns]
     is_view = any(info is not None for info in returned)
     is_known = op.namespace in ("aten", "mkldnn", "satcompile")
-    return is_known and not op._schema.is_mutable and not is_view
+    return is_known and not schema_of(op).is_mutable and not is_view
 
 
 def _measure(

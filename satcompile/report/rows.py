@@ -12,7 +12,7 @@ from satcompile.graph.training_graph import storage_bytes
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.retention import RetentionPlan
 from satcompile.report.entries import ValueRow
-from satcompile.torch_compat import size_hint
+from satcompile.torch_compat.symbols import size_hint
 
 
 def saved_rows(problem: PlanningProblem, plan: RetentionPlan) -> list[ValueRow]:

@@ -52,7 +52,8 @@ from satcompile.runtime.shares import (
 )
 from satcompile.runtime.steps import STEPS, Alone, Beside, Call, Step
 from satcompile.sizes import format_bytes
-from satcompile.torch_compat import planning_for
+from satcompile.torch_compat.symbols import planning_for
+from satcompile.torch_compat.tensors import storage_address
 from satcompile.updates.optimizers.in_backward import LEDGER
 from satcompile.updates.sparsity.scores import map_bytes
 
@@ -257,7 +258,7 @@ class BoundGraph:
         if comes_from_eager(inputs):
             return None
         storages = [tensor.untyped_storage() for tensor in inputs]
-        addresses = {storage._cdata for storage in storages}
+        addresses = {storage_address(storage) for storage in storages}
         if len(addresses) < len(inputs) or not place.counted.isdisjoint(addresses):
             return None  # some are one memory
         input_bytes = sum([storage.nbytes() for storage in storages])

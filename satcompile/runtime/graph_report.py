@@ -15,7 +15,7 @@ from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.report.sparsity import SparsityReport
 from satcompile.report.updates import LatestCall, UpdateReport
 from satcompile.runtime.residency import Residency
-from satcompile.torch_compat import recompute_tag
+from satcompile.torch_compat.partitioner import recompute_tag
 
 
 def graph_report(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from satcompile.compile.rounds import Compilation, Planned
 from satcompile.errors import BudgetError
@@ -17,7 +18,7 @@ from satcompile.report.data import GraphReport, Report
 from satcompile.report.terminal import render
 from satcompile.report.trace import step_trace
 from satcompile.sizes import format_bytes
-from satcompile.torch_compat import is_tracing, trace_artifact
+from satcompile.torch_compat.tracing import is_tracing, trace_artifact
 
 log = logging.getLogger("satcompile")
 
@@ -76,4 +77,4 @@ def _trace(report: GraphReport, planned: Planned) -> None:
     trace_artifact("satcompile_report", "string", lambda: render(alone, ask=False))
     trace_artifact("satcompile_step", "json", lambda: step_trace([report], with_default=False))
     for name, text in planned.attempt.graphs.items():
-        trace_artifact(f"satcompile_{name}", "string", lambda text=text: text)  # type: ignore[misc]
+        trace_artifact(f"satcompile_{name}", "string", partial(str, text))

@@ -20,7 +20,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from satcompile.graph.training_graph import storage_bytes
-from satcompile.torch_compat import fake_tensor_mode, watch_optimizers_given
+from satcompile.torch_compat.optimizers import watch_optimizers_given
+from satcompile.torch_compat.tensors import fake_tensor_mode
 
 
 @dataclass

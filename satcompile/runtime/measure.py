@@ -21,7 +21,7 @@ from satcompile.errors import UnsupportedError
 from satcompile.planner.allocator import allocator_events
 from satcompile.runtime.registry import Measured, observing_steps
 from satcompile.solver.simulator import replay
-from satcompile.torch_compat import profiler_is_active
+from satcompile.torch_compat.tracing import profiler_is_active
 
 
 def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None) -> int:

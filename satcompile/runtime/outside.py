@@ -17,7 +17,7 @@ import torch
 
 from satcompile.runtime.known_optimizers import OPTIMIZERS
 from satcompile.runtime.residency import Residency, gradient_bytes
-from satcompile.torch_compat import is_of_compiled_graph, saved_by
+from satcompile.torch_compat.autograd import is_of_compiled_graph, saved_by
 
 _NOTE = (
     "code that Dynamo did not compile ran in the step: what it holds counts as inputs and parameters, "

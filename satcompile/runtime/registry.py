@@ -19,7 +19,7 @@ import torch
 from satcompile.errors import NotCompiledError
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.updates import LatestCall
-from satcompile.torch_compat import original_callable
+from satcompile.torch_compat.dynamo import original_callable
 from satcompile.updates.sparsity.state import SparsityState
 
 

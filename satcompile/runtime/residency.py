@@ -16,7 +16,7 @@ import torch
 from satcompile.graph.training_graph import storage_bytes
 from satcompile.planner.cost.device import device_of
 from satcompile.runtime.known_optimizers import OPTIMIZERS
-from satcompile.torch_compat import is_fake, is_static_input
+from satcompile.torch_compat.tensors import is_fake, is_static_input, storage_address
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
 
 def storage_key(tensor: torch.Tensor) -> int:
     """Tells storages that are alive apart."""
-    return int(tensor.untyped_storage()._cdata)
+    return storage_address(tensor.untyped_storage())
 
 
 def gradient_bytes(parameters: Iterable[torch.Tensor]) -> int:

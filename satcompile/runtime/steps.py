@@ -23,7 +23,8 @@ import torch
 from satcompile.runtime.outside import Outside, held_outside
 from satcompile.runtime.residency import Residency, storage_key
 from satcompile.runtime.shares import NO_CALLS, NOTHING, Share, Stretch
-from satcompile.torch_compat import StorageReferences, backward_node
+from satcompile.torch_compat.autograd import backward_node
+from satcompile.torch_compat.tensors import StorageReferences, storage_address
 
 _MOST_TRAILS = 10_000  # remembered; those of steps that never come again would pile up
 NOTHING_RESIDENT = Residency()
@@ -241,7 +242,7 @@ class Step:
     def new_bytes(self, tensor: torch.Tensor) -> int:
         """Bytes of a call's input or result, 0 if an earlier call has counted them."""
         storage = tensor.untyped_storage()
-        num_bytes, key = storage.nbytes(), storage._cdata
+        num_bytes, key = storage.nbytes(), storage_address(storage)
         if key in self._first_lasting or key in self._lasting or not self._passing.add(storage):
             self.borrowed_bytes += num_bytes
             return 0

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from satcompile.compile.partition import Partition
 from satcompile.compile.verify import check_joint, check_partition, reference, simulate_emitted
 from satcompile.errors import VerificationError
-from satcompile.torch_compat import inductor_config
+from satcompile.torch_compat.inductor import inductor_config
 from tests.faults import Mutant, broken, effect_dropped
 from tests.partitions import Planned, planned, planned_tightly
 from tests.zoo import ZOO, build

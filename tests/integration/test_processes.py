@@ -202,5 +202,5 @@ def test_no_op_source_change_changes_the_cache_key(monkeypatch: pytest.MonkeyPat
     assert key({"reserve": 1}) != base
     assert key({}, limit_bytes=100) != base
     assert key({"memory_budget": "1GiB"}) != key({"memory_budget": "2GiB"})
-    monkeypatch.setattr(attempts, "_source_digest", lambda: "another source")
+    monkeypatch.setattr(attempts, "source_digest", lambda: "another source")
     assert key({}) != base

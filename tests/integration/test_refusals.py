@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile import backend, torch_compat
+from satcompile import backend
 from satcompile.compile import attempt as attempts
 from satcompile.errors import OptionError, UnsupportedError
+from satcompile.torch_compat import dynamo, versions
 from tests.integration.test_use import Net
 
 
@@ -41,7 +42,7 @@ def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
 def test_streams_are_refused_beside_updates_in_the_backward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch_compat, "is_of_streams", lambda node: True)  # no CPU has any
+    monkeypatch.setattr(dynamo, "is_of_streams", lambda node: True)  # no CPU has any
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
     satcompile.fuse_optimizer(optimizer, in_backward=True)
@@ -51,7 +52,7 @@ def test_streams_are_refused_beside_updates_in_the_backward(
 
 
 def test_a_newer_torch_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_compat, "_version", lambda: (2, 99))
+    monkeypatch.setattr(versions, "version", lambda: (2, 99))
     backend._warn_of_untested_torch.cache_clear()
     with pytest.warns(UserWarning, match="up to 2.15, not with this torch") as told:
         for _ in range(2):

@@ -208,7 +208,7 @@ def test_ten_random_lengths_in_random_order(device: str) -> None:
 
 
 def _compiled_graphs() -> int:
-    from satcompile.torch_compat import compiled_graphs
+    from satcompile.torch_compat.dynamo import compiled_graphs
 
     return compiled_graphs()
 

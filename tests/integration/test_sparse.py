@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import satcompile
-from satcompile.torch_compat import compiled_graphs
+from satcompile.torch_compat.dynamo import compiled_graphs
 from tests.integration.sparse import Trained, assert_frozen
 
 

@@ -22,7 +22,7 @@ from satcompile.graph.chunking.region import amplifiers, find
 from satcompile.graph.chunking.rewrite import check_chunks, even_chunks, in_chunks
 from satcompile.graph.chunking.rows import NotByRows, Rows, trimmed
 from satcompile.graph.training_graph import TrainingGraph
-from satcompile.torch_compat import fake_tensor_mode
+from satcompile.torch_compat.tensors import fake_tensor_mode
 from tests.passes.vocabulary import (
     HIDDEN,
     VOCABULARY,

@@ -11,13 +11,13 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
-from satcompile import torch_compat
 from satcompile.backend import _refuse_cuda_graphs, _refuse_devices, _refuse_streams
 from satcompile.errors import UnsupportedError
 from satcompile.options import parse
 from satcompile.planner.cost import device as devices
 from satcompile.planner.cost.device import Device, all_gpus, device_named, device_of
-from satcompile.torch_compat import blas_workspaces_stay
+from satcompile.torch_compat import cuda, dynamo
+from satcompile.torch_compat.cuda import blas_workspaces_stay
 
 # What drivers call cards, and the entry of each.
 NAMES = {
@@ -99,9 +99,9 @@ def test_workspaces_stay_up_to_2_14_and_where_the_user_wants_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("TORCH_CUBLAS_WORKSPACE_CACHE", raising=False)
-    monkeypatch.setattr(torch_compat, "_version", lambda: (2, 14))
+    monkeypatch.setattr(cuda, "version", lambda: (2, 14))
     assert blas_workspaces_stay()
-    monkeypatch.setattr(torch_compat, "_version", lambda: (2, 15))
+    monkeypatch.setattr(cuda, "version", lambda: (2, 15))
     assert not blas_workspaces_stay()
     monkeypatch.setenv("TORCH_CUBLAS_WORKSPACE_CACHE", "1")
     assert blas_workspaces_stay()
@@ -165,7 +165,7 @@ def test_streams_are_refused_beside_a_plan(asked: dict[str, Any], overload: bool
 
 def test_streams_are_known_behind_aotautograd_too() -> None:
     def is_of_streams(name: str) -> bool:
-        return torch_compat.is_of_streams(SimpleNamespace(op="call_function", target=_Named(name)))
+        return dynamo.is_of_streams(SimpleNamespace(op="call_function", target=_Named(name)))
 
     assert is_of_streams("control_deps") and is_of_streams("streams.wait_event.default")
     assert not is_of_streams("aten.add.Tensor")

@@ -20,7 +20,8 @@ from satcompile.compile.attempt import Attempt
 from satcompile.compile.partition import Partition
 from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.options import parse
-from satcompile.torch_compat import compile_fx, copy_of_captured
+from satcompile.torch_compat.dynamo import copy_of_captured
+from satcompile.torch_compat.inductor import compile_fx
 from tests.programs.failures import Failure, failure, general, unwrapped
 from tests.programs.program import Program, Results, Trial, eager
 

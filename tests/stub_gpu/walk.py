@@ -19,8 +19,8 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 
 import satcompile  # noqa: E402
-from satcompile import torch_compat  # noqa: E402
 from satcompile.runtime import registry  # noqa: E402
+from satcompile.torch_compat import cuda  # noqa: E402
 from tests.stub_gpu.zoo import CASES, Case  # noqa: E402
 
 
@@ -80,7 +80,7 @@ def measured(case: Case, budget: str) -> dict[str, Any]:
         - before["allocated_bytes.all.current"],
         "predicted_bytes": graph.predicted_peak_bytes - graph.resident_bytes,
         "resident_bytes": graph.resident_bytes,
-        "workspaces_stay": torch_compat.blas_workspaces_stay(),
+        "workspaces_stay": cuda.blas_workspaces_stay(),
         "workspace_bytes": graph.resident["workspaces"],
         "budget_bytes": graph.budget_bytes,
         "prediction": graph.prediction,

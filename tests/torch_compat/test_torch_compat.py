@@ -13,14 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 import satcompile
 from satcompile.graph.capture import capture
-from satcompile.torch_compat import (
-    CompilationContext,
-    StorageReferences,
-    copy_of_captured,
-    fusing_in_order,
-    is_part_of_call,
-    rewriting_last,
-)
+from satcompile.torch_compat.dynamo import CompilationContext, copy_of_captured, is_part_of_call
+from satcompile.torch_compat.inductor import fusing_in_order, rewriting_last
+from satcompile.torch_compat.tensors import StorageReferences
 from tests.torch_compat.versions import TORCH
 
 

@@ -33,7 +33,7 @@ from satcompile.runtime.residency import Residency
 from satcompile.solver.fast_replay import simulate_orders
 from satcompile.solver.search import Candidate
 from satcompile.solver.step import Step
-from satcompile.torch_compat import planning_for, size_expression
+from satcompile.torch_compat.symbols import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more
 _HALF, _NEARLY_HALF = 0.5, 0.45  # of the forward

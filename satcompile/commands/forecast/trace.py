@@ -15,19 +15,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from satcompile.errors import UnsupportedError
 from satcompile.graph.capture import Capture, capture_with_inputs
 from satcompile.graph.training_graph import storage_bytes
 from satcompile.planner.cost.device import Device
-from satcompile.torch_compat import (
-    SymTypes,
-    fake_mode_of,
-    is_fake,
-    is_static_input,
-    size_expression,
-)
+from satcompile.torch_compat.dynamo import TorchDynamoException, Unsupported, mark_dynamic
+from satcompile.torch_compat.symbols import SymTypes, size_expression
+from satcompile.torch_compat.tensors import fake_mode_of, is_fake, is_static_input
+from satcompile.torch_compat.trees import pytree
 
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
 _DROPOUT_POSITION = 4  # of its arguments
@@ -119,7 +115,7 @@ def _marked_dynamic(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     before = [dict(vars(tensor)) for tensor in tensors]
     try:
         for tensor in tensors:
-            torch._dynamo.mark_dynamic(tensor, 0)
+            mark_dynamic(tensor, 0)
         yield
     finally:
         for tensor, attributes in zip(tensors, before, strict=True):
@@ -131,13 +127,13 @@ def _marked_dynamic(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 def _refusals_in_our_words(fn: Callable[..., Any]) -> Any:
     try:
         yield
-    except torch._dynamo.exc.Unsupported as error:
+    except Unsupported as error:
         raise UnsupportedError(
             f"{_name(fn)} cannot be planned as one graph: {_said_by_dynamo(error)}. A plan is made for "
             "one graph of forward and backward: take out what breaks it (torch._dynamo.explain "
             "names every place), or plan the parts that are compiled one by one."
         ) from error
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         raise UnsupportedError(
             f"{_name(fn)} cannot be traced: {_said_by_dynamo(error)}. Call it once without planning: "
             "what fails there fails here."

@@ -23,7 +23,7 @@ from torch import fx
 from satcompile.graph.chunking.operators import ADD_SHARE
 from satcompile.graph.chunking.region import CHUNK_OF, Region
 from satcompile.graph.chunking.rows import NotByRows, Rows, Shape, Use, emit, shape_of
-from satcompile.torch_compat import fake_mode_of
+from satcompile.torch_compat.tensors import fake_mode_of
 
 aten, prims = torch.ops.aten, torch.ops.prims
 

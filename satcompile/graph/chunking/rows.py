@@ -26,6 +26,7 @@ import torch
 from torch import fx
 
 from satcompile.graph.nodes import is_mutation, is_random
+from satcompile.torch_compat.operators import OpOverload
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -484,7 +485,7 @@ def _rule(node: fx.Node) -> Rule:
         raise NotByRows(f"nothing is known of {node.name} ({node.target})")
     if node.target in _RULES:
         return _RULES[node.target]
-    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+    if isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags:
         return _Pointwise()
     raise NotByRows(f"nothing is known of {node.name} ({node.target})")
 

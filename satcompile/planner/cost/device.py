@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from satcompile.errors import OptionError
-from satcompile.torch_compat import blas_workspace_bytes, blas_workspaces_stay
+from satcompile.torch_compat.cuda import blas_workspace_bytes, blas_workspaces_stay
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from satcompile.planner.cost.device import Device
-from satcompile.torch_compat import default_op_types, size_hint
+from satcompile.torch_compat.partitioner import default_op_types
+from satcompile.torch_compat.symbols import size_hint
+from satcompile.torch_compat.trees import pytree
 from satcompile.updates.sparsity.operators import dense_form
 
 aten = torch.ops.aten

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from satcompile.torch_compat import is_dense
+from satcompile.torch_compat.tensors import is_dense
 from satcompile.updates.optimizers.rules import Tiles, Update
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

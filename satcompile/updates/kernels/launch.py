@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from satcompile.torch_compat.operators import add_to_each
 from satcompile.updates.optimizers.rules import Update
 
 _ALIGNED = 16  # bytes, and elements: what the compiler looks for
@@ -18,7 +19,7 @@ def count_up(updates: Sequence[Update]) -> None:
     """One more update of each."""
     steps = [update.step for update in updates if update.step is not None]
     if steps:
-        torch._foreach_add_(steps, 1.0)
+        add_to_each(steps, 1.0)
 
 
 def mark_written(updates: Iterable[Update]) -> None:

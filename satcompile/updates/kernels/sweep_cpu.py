@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from satcompile.torch_compat import load_cpp
+from satcompile.torch_compat.inductor import load_cpp
 from satcompile.updates.optimizers.rules import Rule, Update
 
 _PIECE = 1 << 14  # elements for a thread at a time

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from satcompile.errors import OptionError, UnsupportedError
-from satcompile.torch_compat import counts_for_schedulers, take_over_step
+from satcompile.torch_compat.optimizers import counts_for_schedulers, take_over_step
 from satcompile.updates.kernels.sweep import sweep
 from satcompile.updates.optimizers import in_backward as backward_updates
 from satcompile.updates.optimizers.rules import Update

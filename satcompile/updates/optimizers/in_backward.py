@@ -30,17 +30,16 @@ from typing import Any
 import torch
 
 from satcompile.errors import UpdateError
-from satcompile.torch_compat import (
+from satcompile.torch_compat.autograd import (
     backward_node,
     current_backward_node,
     current_backward_task,
     has_gradient_hooks,
-    inside_data_parallel,
     keeps_graph,
-    watch_clipping,
-    watch_loss_scaling,
     will_accumulate,
 )
+from satcompile.torch_compat.distributed import inside_data_parallel
+from satcompile.torch_compat.optimizers import watch_clipping, watch_loss_scaling
 from satcompile.updates.kernels.sweep import sweep
 from satcompile.updates.optimizers.rules import Numbers
 from satcompile.updates.optimizers.state import update_of

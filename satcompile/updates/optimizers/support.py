@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from satcompile.errors import UnsupportedError
-from satcompile.torch_compat import is_dense, is_wrapper_tensor
+from satcompile.torch_compat.tensors import is_dense, is_wrapper_tensor
 from satcompile.updates.optimizers.rules import Numbers, Rule
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from satcompile.torch_compat.operators import schema_of
 from satcompile.updates.kernels import tile_convolution, tile_products
 from satcompile.updates.kernels.tile_convolution import Convolution
 from satcompile.updates.sparsity import masks
@@ -62,7 +63,7 @@ _MATRIX_FORMS = {
 
 def slot_of(node: fx.Node) -> int:
     """The slot of a node with one of these operators."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in schema_of(node.target).arguments]
     return int(node.args[names.index("slot")])  # type: ignore[arg-type]
 
 

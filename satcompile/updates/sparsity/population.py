@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from satcompile.errors import UnsupportedError
-from satcompile.torch_compat import active_process_group, sum_over
+from satcompile.torch_compat.distributed import active_process_group, sum_over
 from satcompile.updates.sparsity.grid import Grid
 from satcompile.updates.sparsity.masks import Mask, give_mask, mask_of
 from satcompile.updates.sparsity.scores import FROM_GRADIENTS, random_scores

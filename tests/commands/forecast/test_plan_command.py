@@ -12,7 +12,7 @@ from rich.console import Console
 
 from satcompile.commands import cli
 from satcompile.commands.forecast import command
-from satcompile.torch_compat import blas_workspaces_stay
+from satcompile.torch_compat.cuda import blas_workspaces_stay
 
 STEP = """
 import torch

@@ -1,0 +1,27 @@
+"""What tells caches apart: digests of our own source and of what a compilation follows from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
+from satcompile import passes
+
+
+def digest(*parts: bytes | str) -> str:
+    """One digest of several parts, in order."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part.encode() if isinstance(part, str) else part)
+        hasher.update(b"\0")
+    return hasher.hexdigest()
+
+
+@functools.cache
+def source_digest() -> str:
+    """Changes with our version and with any line of ours that could change a graph."""
+    roots = [Path(__file__).parents[1], *map(Path, passes.__path__)]
+    files = sorted({file for root in roots for file in root.rglob("*.py")})
+    return digest(metadata.version("satcompile"), *(file.read_bytes() for file in files))

@@ -1,0 +1,20 @@
+"""Operators, as FX nodes and generated code have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# What nodes call. 2.11, 2.13.
+from torch._ops import HigherOrderOperator, OpOverload  # noqa: F401
+
+
+def schema_of(operator: Any) -> Any:
+    """What an operator is given and returns, and what of that it writes into. 2.11, 2.13."""
+    return operator._schema
+
+
+def add_to_each(tensors: list[torch.Tensor], number: float) -> None:
+    """In place, in one kernel. ``_foreach_add_``: 2.11, 2.13."""
+    torch._foreach_add_(tensors, number)

@@ -1,0 +1,20 @@
+"""Which versions of torch the names of this package were checked on."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+NEWEST_TESTED = (2, 15)
+
+
+@functools.cache
+def version() -> tuple[int, int]:
+    major, minor, *_ = torch.__version__.split(".")
+    return int(major), int(minor)
+
+
+def is_untested() -> bool:
+    """Whether this torch is newer than all that the private names here were checked on."""
+    return version() > NEWEST_TESTED
