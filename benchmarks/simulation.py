@@ -1,7 +1,7 @@
 """How far simulated peaks are from those of generated code, over the architectures of coverage.
 
 Where generated code cannot be followed, a budget is held by the plan's simulated peak and a margin
-(``satcompile.compile.attempt.UNREADABLE_MARGIN``). Here the code can be followed: each architecture is
+(``satcompile.compile.code.UNREADABLE_MARGIN``). Here the code can be followed: each architecture is
 asked for a budget of one byte, which is answered with its floor, and for that the code of its
 lowest plans and of torch's own is generated, not compiled. Of each plan, the ratio of what its code
 allocates at the peak to what was simulated.
@@ -27,26 +27,29 @@ from benchmarks.coverage.architecture import Architecture, loss_of
 from benchmarks.coverage.architectures import ARCHITECTURES
 from benchmarks.models import forget
 from benchmarks.workloads import quiet_transformers
-from satcompile.compile.attempt import UNREADABLE_MARGIN, Attempt
+from satcompile.compile import rounds
+from satcompile.compile.code import UNREADABLE_MARGIN
+from satcompile.compile.generation import Generated
 
 
 @contextmanager
 def ratios_seen() -> Iterator[list[float]]:
     """Of all plans whose code is generated inside: its peak over the simulated one."""
     found: list[float] = []
-    check = Attempt._check_allocations
+    generate = rounds.generate
 
-    def noted(attempt: Attempt) -> None:
-        check(attempt)
-        if attempt.walk is not None and attempt.outcome is not None:
-            simulated_bytes = attempt.outcome.plan.profile.peak_bytes
-            found.append(attempt.walk.peak_bytes / max(1, simulated_bytes))
+    def noted(*args: Any) -> Generated:
+        made = generate(*args)
+        if made.walk is not None:
+            simulated_bytes = made.graphs.plan.profile.peak_bytes
+            found.append(made.walk.peak_bytes / max(1, simulated_bytes))
+        return made
 
-    Attempt._check_allocations = noted  # type: ignore[method-assign]
+    rounds.generate = noted
     try:
         yield found
     finally:
-        Attempt._check_allocations = check  # type: ignore[method-assign]
+        rounds.generate = generate
 
 
 def row(architecture: Architecture) -> dict[str, Any]:

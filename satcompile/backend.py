@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from satcompile.compile.attempt import devices_of
-from satcompile.compile.rounds import Compilation, Planned
+from satcompile.compile.rounds import Compilation
 from satcompile.errors import SatcompileError, UnsupportedError
+from satcompile.graph.devices import devices_of
 from satcompile.options import Options, parse, refuse_mode
-from satcompile.runtime import registry, sparse_calls
+from satcompile.runtime import registry
 from satcompile.runtime.bound_graph import BoundGraph, UnlimitedGraph
+from satcompile.runtime.plan_in_use import PlanInUse
 from satcompile.torch_compat import aot, distributed, dynamo, inductor, versions
 
 log = logging.getLogger("satcompile")
@@ -180,11 +181,9 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
         bound = UnlimitedGraph(compilation, inputs, record)
     else:
         bound = BoundGraph(compilation, inputs, record)
-    planned = _planned_or_refused(bound, inputs, options)
-    if not planned.attempt.is_training:
-        if options.sparsity is None or not options.sparsity.is_forward_sparse:
-            return planned.compiled  # an inference graph: nothing is saved, nothing to plan
-        return sparse_calls.forward_of(planned)
+    plan = _planned_or_refused(bound, inputs, options)
+    if not plan.generated.is_training:
+        return plan.forward  # an inference graph: nothing is saved, nothing to plan
     _warn_of_recompile_limit()
     registry.add(record)
     return bound
@@ -192,7 +191,7 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
 
 def _planned_or_refused(
     bound: BoundGraph | UnlimitedGraph, inputs: list[Any], options: Options
-) -> Planned:
+) -> PlanInUse:
     """The first plan. What torch's compiler gives up on, Dynamo runs in eager, after a warning;
     with a budget that would end the promise."""
     try:

@@ -3,76 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from satcompile.compile.attempt import Attempt
-from satcompile.compile.partition import Partition
-from satcompile.compile.pipeline import PassRecord
+from satcompile.compile.generation import Partitioner
+from satcompile.compile.planning import PlannedGraphs, plan_graphs
+from satcompile.graph.capture import capture_with_inputs
 from satcompile.options import Options
-from satcompile.planner.problem import PlanningProblem
-from satcompile.planner.retention import RetentionPlan
-
-
-class _Partitioned(BaseException):
-    """Unwinds the compilation when the graphs are there; torch wraps every Exception."""
-
-
-class _PartitionOnly(Attempt):
-    def partition(
-        self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        parts = super().partition(gm, joint_inputs, **kwargs)
-        if self.outcome is not None:
-            raise _Partitioned
-        return parts
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What the backend has made of a model when it hands over to Inductor."""
-
-    problem: PlanningProblem
-    whole: PlanningProblem
-    plan: RetentionPlan
-    parts: Partition
-    passes: Sequence[PassRecord]
+from satcompile.planner.request import Request, Subject
+from satcompile.torch_compat.aot import aot_settings
+from satcompile.torch_compat.inductor import compile_fx
 
 
 def planned(
     model: Callable[..., Any], inputs: dict[str, Any], limit_bytes: int | None = None
-) -> Planned:
-    """Trace, plan and partition the first training graph of ``model(**inputs)``."""
-    attempts = []
-
-    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        attempts.append(_PartitionOnly(Options(), limit_bytes))
-        return attempts[-1].compile(gm, example_inputs)
-
+) -> PlannedGraphs:
+    """Trace, plan and partition the training graph of ``model(**inputs)``."""
     torch.compiler.reset()
     try:
-        torch.compile(model, backend=backend)(**inputs)
-    except _Partitioned:
-        pass
-    else:
-        raise AssertionError("no training graph was partitioned")
+        captured = capture_with_inputs(model, (), inputs)
+        request = Request(Options(), Subject(len(captured.inputs)), limit_bytes)
+        return plan_graphs(captured.graph, request)
     finally:
         torch.compiler.reset()
-    (attempt,) = (a for a in attempts if a.outcome is not None)
-    assert attempt.problem is not None
-    return Planned(
-        attempt.problem,
-        attempt.outcome.whole,
-        attempt.outcome.plan,
-        attempt.outcome.parts,
-        attempt.outcome.passes,
-    )
 
 
-def planned_tightly(model: Callable[..., Any], inputs: dict[str, Any], share: float) -> Planned:
+def planned_tightly(
+    model: Callable[..., Any], inputs: dict[str, Any], share: float
+) -> PlannedGraphs:
     """Under a limit of ``share`` of what the step would take by default."""
     default_bytes = planned(model, inputs).plan.default_profile.peak_bytes
     return planned(model, inputs, int(share * default_bytes))
+
+
+def uncompiled(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    request: Request,
+    partition: Callable[..., tuple[fx.GraphModule, fx.GraphModule]],
+    inner: Callable[..., Any],
+) -> Any:
+    """A graph of Dynamo's under AOTAutograd's runtime, with no code of Inductor's.
+
+    Args:
+        request: its Inductor options hold.
+        partition: what AOTAutograd is to split the joint graph with.
+        inner: what runs each of the two graphs, given it and its example inputs.
+    """
+    patches = {
+        **request.options.inductor,
+        "custom_partitioner_fn": Partitioner(request, False, partition),
+    }
+    with aot_settings():
+        return compile_fx(gm, example_inputs, inner_compile=inner, config_patches=patches)

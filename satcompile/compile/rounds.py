@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,19 +20,14 @@ import sympy
 import torch
 from torch import fx
 
-from satcompile.compile.allocation import Figures, StepWalk, UnreadableCode, walk_step
-from satcompile.compile.attempt import (
-    BY_CODE,
-    Attempt,
-    CodeOnly,
-    Known,
-    OverLimit,
-    graph_device,
-    is_on_cpu,
-)
+from satcompile.compile.allocation import Figures, StepWalk
+from satcompile.compile.code import BY_CODE
+from satcompile.compile.generation import Generated, Known, generate
 from satcompile.compile.growth import GRIDS, grows_with_sizes, rounded_up
+from satcompile.graph.devices import graph_device, is_on_cpu
 from satcompile.options import Options
 from satcompile.planner.cost.device import device_of
+from satcompile.planner.request import Request, Subject
 from satcompile.sizes import format_bytes
 from satcompile.solver.rungs import RUNG
 from satcompile.torch_compat.dynamo import (
@@ -60,23 +55,19 @@ Sizes = tuple[int, ...]
 
 @dataclass
 class Planned:
-    """A compiled plan, and the sizes for which it holds.
+    """A plan with its code, and the sizes for which it holds.
 
     Attributes:
-        attempt: what is known of it.
-        compiled: what runs it.
+        generated: the plan, its code, and what runs it.
         rounds: compilations until its code was within the limit.
         sizes: for which it was made, in the order of the graph's symbolic inputs.
         conditions: on symbols, which Dynamo does not check because they came up later.
-        is_told: whether the log and torch's trace have it.
     """
 
-    attempt: Attempt
-    compiled: Any
+    generated: Generated
     rounds: int
     sizes: Sizes
     conditions: Sequence[Any] = ()
-    is_told: bool = False
     _walks: dict[Sizes, StepWalk | None] = field(default_factory=dict)
     _figures: dict[Sizes, Figures | None] = field(default_factory=dict)
     _bounds: dict[Sizes, Figures | None] = field(default_factory=dict)
@@ -92,7 +83,7 @@ class Planned:
             if larger not in self._bounds:
                 if len(self._bounds) >= _MOST_FIGURES:
                     self._bounds.clear()
-                walk = self._walk(dict(zip(symbols.values(), larger, strict=True)))
+                walk = self._walked(dict(zip(symbols.values(), larger, strict=True)))
                 self._bounds[larger] = None if walk is None else walk.figures
             found = self._bounds[larger]
             if found is not None:
@@ -100,8 +91,9 @@ class Planned:
 
     @cached_property
     def _grows(self) -> bool:
-        graphs = self.attempt.forward, self.attempt.backward
-        return all(graph is not None and grows_with_sizes(graph) for graph in graphs)
+        code = self.generated.code
+        graphs = () if code is None else (code.forward, code.backward)
+        return bool(graphs) and all(g is not None and grows_with_sizes(g) for g in graphs)
 
     def figures_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Figures | None:
         """What ``walk_at`` comes to, known again for sizes that come again."""
@@ -118,8 +110,9 @@ class Planned:
 
     def _simulated_at(self, sizes: Sizes) -> Figures | None:
         """Of code that cannot be followed, what is known at the sizes for which it was planned."""
-        is_known = self.attempt.is_training and self.attempt.walk is None and sizes == self.sizes
-        return self.attempt.figures if is_known else None
+        made = self.generated
+        is_known = made.is_training and made.walk is None and sizes == self.sizes
+        return made.figures if is_known else None
 
     def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
         """The step's allocations at given sizes; None where the code cannot be followed or does
@@ -127,12 +120,12 @@ class Planned:
         if not self.holds_at(symbols, sizes):
             return None
         if sizes == self.sizes:
-            return self.attempt.walk
+            return self.generated.walk
         if sizes not in self._walks:
             if len(self._walks) >= _WALKS:
                 del self._walks[next(iter(self._walks))]
             values = dict(zip(symbols.values(), sizes, strict=True))
-            self._walks[sizes] = self._walk(values)
+            self._walks[sizes] = self._walked(values)
         return self._walks[sizes]
 
     def holds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> bool:
@@ -142,21 +135,16 @@ class Planned:
         values = dict(zip(symbols.values(), sizes, strict=True))
         return all(bool(condition.subs(values) == sympy.true) for condition in self.conditions)
 
-    def _walk(self, values: Mapping[Any, int]) -> StepWalk | None:
-        attempt = self.attempt
-        if attempt.walk is None:
-            return None
-        assert attempt.forward is not None and attempt.backward is not None
-        try:
-            return walk_step(
-                attempt.forward.at_sizes(values),
-                attempt.backward.at_sizes(values),
-                attempt.num_outputs,
-                attempt.transient_outputs,
-                attempt.leaf_gradients,
-            )
-        except UnreadableCode:
-            return None
+    def _walked(self, values: Mapping[Any, int]) -> StepWalk | None:
+        code = self.generated.code
+        return None if code is None else code.walk_at(values)
+
+
+@dataclass(frozen=True)
+class OverLimit:
+    """No plan fits; ``lowest`` is that of the floor."""
+
+    lowest: Generated
 
 
 class Compilation:
@@ -172,14 +160,15 @@ class Compilation:
         self.first_sizes: Sizes = tuple(size_hint(example_inputs[i]) for i in self.symbols)
         self.device = graph_device(gm)
         self.others_may_follow = is_part_of_call(gm)
-        self._leaves = frozenset(
+        leaves = frozenset(
             position
             for position, value in enumerate(example_inputs)
             if isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad
         )
-        self._trained = frozenset(trained_positions(example_inputs))
+        trained = frozenset(trained_positions(example_inputs))
         placeholders = gm.graph.find_nodes(op="placeholder")
-        self._names = {i: parameter_name(placeholders[i]) for i in self._trained}
+        names = {i: parameter_name(placeholders[i]) for i in trained}
+        self._subject = Subject(len(example_inputs), leaves, trained, names)
         # Compiling rewrites a graph: this one stays as it came, copies are compiled.
         self._gm = gm
         self._context = CompilationContext()
@@ -188,8 +177,7 @@ class Compilation:
         self._plain = self
         self._default: Planned | None = None
         self._known = Known()
-        self._floors: dict[tuple[Sizes, frozenset[int]], Attempt] = {}
-        self._default_saved: tuple[str, ...] = ()  # by name, once an attempt has found out
+        self._floors: dict[tuple[Sizes, frozenset[int]], Generated] = {}
 
     def with_updates(self, updates: frozenset[int]) -> Compilation:
         """The same graph, whose backward hands the gradients of the inputs at ``updates`` to
@@ -206,14 +194,13 @@ class Compilation:
 
     def without_budget(self, example_inputs: Sequence[Any] | None) -> Planned:
         """Torch's own plan; ``example_inputs`` are of Dynamo's call, None later."""
-        attempt = self._attempt()
         if example_inputs is not None:
-            compiled = self._try(attempt, example_inputs)
+            made = self._generate(self._request(), example_inputs)
         else:
             assert self._inputs is not None
             with self._context.entered():
-                compiled = self._try(attempt, self._inputs)
-        return Planned(attempt, compiled, 1, ())
+                made = self._generate(self._request(), self._inputs)
+        return Planned(made, 1, ())
 
     def within(
         self,
@@ -222,7 +209,7 @@ class Compilation:
         example_inputs: Sequence[Any] | None = None,
         saved_limit_bytes: int | None = None,
         lowest_may_exceed: bool = False,
-    ) -> Planned:
+    ) -> Planned | OverLimit:
         """Compile until what the generated code allocates is within ``accept_bytes``.
 
         Torch's own plan is tried where it may fit. Then each round tightens the limit of the
@@ -233,10 +220,10 @@ class Compilation:
             sizes: of the graph's symbolic inputs.
             example_inputs: of Dynamo's call; None later, when the graph is planned anew.
             saved_limit_bytes: for what is kept from forward to backward; None for no limit.
-            lowest_may_exceed: where no plan fits, return the lowest one instead of raising.
+            lowest_may_exceed: where no plan fits, take the lowest one.
 
-        Raises:
-            FloorExceeded: no plan fits.
+        Returns:
+            The plan, compiled; or how far over the lowest one is.
         """
         if example_inputs is not None:
             return self._rounds(
@@ -247,7 +234,8 @@ class Compilation:
             planned = self._rounds(
                 accept_bytes, self._inputs, sizes, saved_limit_bytes, lowest_may_exceed
             )
-        planned.conditions = tuple(conditions)
+        if isinstance(planned, Planned):
+            planned.conditions = tuple(conditions)
         return planned
 
     @property
@@ -262,30 +250,29 @@ class Compilation:
         sizes: Sizes,
         saved_limit_bytes: int | None,
         lowest_may_exceed: bool,
-    ) -> Planned:
+    ) -> Planned | OverLimit:
         limit, default_within_bytes = first_limits(accept_bytes)
         rounds = 0
         while limit > 0 and rounds < _ROUNDS:
-            attempt = self._attempt(
+            request = self._request(
                 limit_bytes=limit,
                 accept_bytes=accept_bytes,
                 saved_limit_bytes=saved_limit_bytes,
                 default_within_bytes=0 if rounds else default_within_bytes,
             )
-            compiled = self._try(attempt, inputs)
+            made = self._generate(request, inputs)
             rounds += 1
-            if compiled is not None and attempt.is_within(accept_bytes):
-                return Planned(attempt, compiled, rounds, sizes)
-            assert attempt.outcome is not None
-            simulated_bytes = attempt.outcome.plan.profile.peak_bytes
-            if simulated_bytes > max(limit, attempt.default_within_bytes):
+            if made.compiled is not None and made.is_within(accept_bytes):
+                return Planned(made, rounds, sizes)
+            simulated_bytes = made.graphs.plan.profile.peak_bytes
+            if simulated_bytes > max(limit, request.default_within_bytes):
                 break  # no lower plan is known
-            over = attempt.step_peak_bytes - accept_bytes
+            over = made.step_peak_bytes - accept_bytes
             log.debug("round %d: generated code is %s over", rounds, format_bytes(over))
             if simulated_bytes > limit:
                 continue  # torch's own plan was tried all the same
             # By the ratio at which the code was over its simulation, and by a rung at least.
-            limit = min(limit, simulated_bytes) * accept_bytes // attempt.step_peak_bytes
+            limit = min(limit, simulated_bytes) * accept_bytes // made.step_peak_bytes
             limit = int(min(limit, simulated_bytes * RUNG))
         return self._at_floor(accept_bytes, inputs, sizes, rounds, lowest_may_exceed)
 
@@ -296,32 +283,26 @@ class Compilation:
         sizes: Sizes,
         rounds: int,
         may_exceed: bool,
-    ) -> Planned:
+    ) -> Planned | OverLimit:
         """The plan of the lowest simulated peak, if its code is within the accepted bytes; else that
-        of the floor, which more plans are generated to find, compiled.
-
-        Raises:
-            FloorExceeded: it is over the accepted bytes.
-        """
-        settings: dict[str, Any] = {"limit_bytes": 0, "lowest_peak": True}
-        # On a CPU an attempt that is over compiles no kernel; elsewhere its forward's are.
-        if is_on_cpu(self._gm) or self._generated(inputs, **settings).is_within(accept_bytes):
-            lowest = self._attempt(**settings, accept_bytes=accept_bytes)
-            compiled = self._try(lowest, inputs)
-            if compiled is not None:
-                return Planned(lowest, compiled, rounds + 1, sizes)
+        of the floor, which more plans are generated to find, compiled if it is within them."""
+        request = self._request(limit_bytes=0, lowest_peak=True)
+        # On a CPU a generation that is over compiles no kernel; elsewhere its forward's are.
+        if is_on_cpu(self._gm) or self._code_of(request, inputs).is_within(accept_bytes):
+            lowest = self._generate(replace(request, accept_bytes=accept_bytes), inputs)
+            if lowest.compiled is not None:
+                return Planned(lowest, rounds + 1, sizes)
         floor = self._floor(inputs, sizes)
         if not floor.is_within(accept_bytes) and not may_exceed:
-            raise FloorExceeded(floor)
-        again = self._attempt(**floor.settings)
-        compiled = self._try(again, inputs)
+            return OverLimit(floor)
+        again = self._generate(floor.request, inputs)
         if not again.is_within(accept_bytes) and not may_exceed:
             # A floor that was too low is not named again.
             self._floors[sizes, self.updates] = again
-            raise FloorExceeded(again)
-        return Planned(again, compiled, rounds + 1, sizes)
+            return OverLimit(again)
+        return Planned(again, rounds + 1, sizes)
 
-    def floor_bytes(self, sizes: Sizes, used: Attempt) -> int:
+    def floor_bytes(self, sizes: Sizes, used: Generated) -> int:
         """What the plan of the floor allocates: a step that is given that much has a plan. The one
         in use is all that is known where the graph cannot be compiled again."""
         if not self.can_plan_again:
@@ -336,89 +317,77 @@ class Compilation:
         the graph and its sizes."""
         assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
-            saving = self._generated(  # limits are rounded down to a rung
-                self._inputs, limit_bytes=int(peak_bytes / RUNG) + 1, saved_limit_bytes=saved_bytes
+            saving = self._request(  # limits are rounded down to a rung
+                limit_bytes=int(peak_bytes / RUNG) + 1, saved_limit_bytes=saved_bytes
             )
-            attempts = [*self._low_attempts(self._inputs), self._generated(self._inputs), saving]
-        return [Planned(a, None, 1, sizes, tuple(conditions)) for a in attempts]
+            found = [
+                self._code_of(saving, self._inputs),
+                *self._low_plans(self._inputs),
+                self._code_of(self._request(), self._inputs),
+            ]
+        return [Planned(made, 1, sizes, tuple(conditions)) for made in (*found[1:], found[0])]
 
     def compiled_like(self, planned: Planned, sizes: Sizes) -> Planned:
         """A plan that was generated, compiled."""
         assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
-            attempt = self._attempt(**planned.attempt.settings)
-            compiled = self._try(attempt, self._inputs)
-        return Planned(attempt, compiled, 1, sizes, tuple(conditions))
+            made = self._generate(planned.generated.request, self._inputs)
+        return Planned(made, 1, sizes, tuple(conditions))
 
-    def _floor(self, inputs: Sequence[Any], sizes: Sizes) -> Attempt:
+    def _floor(self, inputs: Sequence[Any], sizes: Sizes) -> Generated:
         """The plan whose generated code has the lowest peak, among torch's own, the one of the
         lowest simulated peak, those a little above it and the lowest of each way; generated, not
         compiled. These follow from the graph and its sizes, not from what was asked before."""
         key = (sizes, self.updates)
         if key not in self._floors:
-            found = self._low_attempts(inputs)
+            found = self._low_plans(inputs)
             if len(found) > 1:  # else it may be a graph without a backward, which has no peak
-                found.sort(key=lambda attempt: (attempt.step_peak_bytes, attempt.relative_time))
+                found.sort(key=lambda made: (made.step_peak_bytes, made.relative_time))
             self._floors[key] = found[0]
         return self._floors[key]
 
-    def _low_attempts(self, inputs: Sequence[Any]) -> list[Attempt]:
+    def _low_plans(self, inputs: Sequence[Any]) -> list[Generated]:
         """Among them the floor, and torch's own plan, above whose peak no floor lies. Of the others,
         what comes to the same plan as another, or to one so much higher that its code cannot be lower,
         is left out."""
-        lowest = self._generated(inputs, limit_bytes=0, lowest_peak=True)
+        lowest = self._code_of(self._request(limit_bytes=0, lowest_peak=True), inputs)
         if not lowest.is_training:
             return [lowest]
-        assert lowest.outcome is not None
-        found, simulated_bytes = [lowest], lowest.outcome.plan.profile.peak_bytes
+        found, simulated_bytes = [lowest], lowest.graphs.plan.profile.peak_bytes
         # A little above the lowest, code is as far from the simulation; a plan of another kind may
         # be far below it.
-        others: list[tuple[float, dict[str, Any]]] = [
-            *((1.0, {"limit_bytes": int(simulated_bytes / RUNG**n)}) for n in _RUNGS_ABOVE_FLOOR),
+        others: list[tuple[float, Request]] = [
             *(
-                (_LOWEST_CODE, {"limit_bytes": 0, "lowest_peak": True, "low_way": way})
+                (1.0, self._request(limit_bytes=int(simulated_bytes / RUNG**n)))
+                for n in _RUNGS_ABOVE_FLOOR
+            ),
+            *(
+                (_LOWEST_CODE, self._request(limit_bytes=0, lowest_peak=True, low_way=way))
                 for way in _LOW_WAYS
             ),
         ]
-        plans = [lowest.outcome.plan]
-        for part, settings in others:
-            plan = lowest.decided(**settings).plan
-            may_be_lower = part * plan.profile.peak_bytes < min(a.step_peak_bytes for a in found)
+        plans = [lowest.graphs.plan]
+        for part, request in others:
+            plan = lowest.decided(request).plan
+            may_be_lower = part * plan.profile.peak_bytes < min(m.step_peak_bytes for m in found)
             if may_be_lower and not any(plan.is_like(other) for other in plans):
                 plans.append(plan)
-                found.append(self._generated(inputs, **settings))
+                found.append(self._code_of(request, inputs))
         if not any(plan.is_default for plan in plans):
-            found.append(self._generated(inputs))
+            found.append(self._code_of(self._request(), inputs))
         return found
 
-    def _generated(self, inputs: Sequence[Any], **settings: Any) -> Attempt:
-        attempt = self._attempt(dry=True, **settings)
-        self._try(attempt, inputs)
-        return attempt
+    def _request(self, **settings: Any) -> Request:
+        return Request(self.options, self._subject, updates=self.updates, **settings)
 
-    def _attempt(self, **settings: Any) -> Attempt:
-        attempt = Attempt(
-            settings.pop("options", self.options),
-            leaf_gradients=self._leaves,
-            trained=self._trained,
-            names=self._names,
-            known=self._known,
-            updates=settings.pop("updates", self.updates),
-            **settings,
-        )
-        if not attempt.takes_regions_as_advice:  # torch's own plan is of the graph with its regions
-            attempt.default_saved = self._default_saved
-        return attempt
+    def _code_of(self, request: Request, inputs: Sequence[Any]) -> Generated:
+        """What a request comes to, without compiling it."""
+        return self._generate(request, inputs, code_only=True)
 
-    def _try(self, attempt: Attempt, inputs: Sequence[Any]) -> Any:
-        """The compiled callable, or None where the attempt ended early."""
-        try:
-            return attempt.compile(copy_of_captured(self._gm), inputs)
-        except (OverLimit, CodeOnly):
-            return None
-        finally:
-            if attempt.outcome is not None and not attempt.takes_regions_as_advice:
-                self._default_saved = attempt.outcome.plan.default_saved
+    def _generate(
+        self, request: Request, inputs: Sequence[Any], code_only: bool = False
+    ) -> Generated:
+        return generate(copy_of_captured(self._gm), inputs, request, self._known, code_only)
 
     def values(self, sizes: Sizes) -> dict[Any, int]:
         """The graph's symbols at given sizes of its symbolic inputs."""
@@ -427,47 +396,42 @@ class Compilation:
 
     # -- the default's own plan --------------------------------------------------------------
 
-    def default_peak_bytes(self, sizes: Sizes, attempt: Attempt) -> tuple[int, str]:
+    def default_peak_bytes(self, sizes: Sizes, used: Generated) -> tuple[int, str]:
         """What a step of torch's own plan allocates at its peak, and how that is known."""
-        assert attempt.outcome is not None
-        walk = self.default_walk(sizes, attempt)
+        walk = self.default_walk(sizes, used)
         if walk is not None:
             return walk.peak_bytes, BY_CODE
         default = self._plain._default
-        if default is not None and default.attempt.is_training:
-            return default.attempt.step_peak_bytes, default.attempt.prediction
-        return attempt.outcome.plan.default_profile.peak_bytes, "simulation"
+        if default is not None and default.generated.is_training:
+            return default.generated.step_peak_bytes, default.generated.prediction
+        return used.graphs.plan.default_profile.peak_bytes, "simulation"
 
-    def default_walk(self, sizes: Sizes, attempt: Attempt) -> StepWalk | None:
+    def default_walk(self, sizes: Sizes, used: Generated) -> StepWalk | None:
         """Allocations of torch's own plan, whose code is generated for that and not compiled
-        (unless ``attempt`` is that plan); None where that code cannot be had."""
-        assert attempt.outcome is not None
+        (unless ``used`` is that plan); None where that code cannot be had."""
         is_as_torch_has_it = (
-            attempt.outcome.plan.is_default
-            and not attempt.updates
-            and attempt.sparse is None
-            and not attempt.regions_forgotten
+            used.graphs.plan.is_default
+            and not used.request.updates
+            and used.graphs.sparse is None
+            and not used.graphs.regions_forgotten
         )
         if is_as_torch_has_it:
-            return Planned(attempt, None, 1, self.first_sizes).walk_at(self.symbols, sizes)
+            return Planned(used, 1, self.first_sizes).walk_at(self.symbols, sizes)
         if self._plain._default is None and not self.can_plan_again:
             return None
         return self._plain._code_of_default().walk_at(self.symbols, sizes)
 
     def _code_of_default(self, example_inputs: Sequence[Any] | None = None) -> Planned:
         if self._default is None:
-            attempt = self._attempt(
-                dry=True,
-                updates=frozenset(),
-                options=self.options.model_copy(update={"sparsity": None}),
-            )
-            self._default = Planned(attempt, None, 1, self.first_sizes)
+            dense = self.options.model_copy(update={"sparsity": None})
+            request = Request(dense, self._subject)
             if example_inputs is not None:
-                self._try(attempt, example_inputs)
+                made = self._code_of(request, example_inputs)
             else:
                 assert self._inputs is not None
                 with self._context.entered():
-                    self._try(attempt, self._inputs)
+                    made = self._code_of(request, self._inputs)
+            self._default = Planned(made, 1, self.first_sizes)
         return self._default
 
     # -- the budget --------------------------------------------------------------------------
@@ -487,10 +451,10 @@ class Compilation:
             return resident_bytes + int(left_bytes * (1 - AUTO_MARGIN))
         assert asked.share is not None
         default = self._plain._code_of_default(example_inputs)
-        if not default.attempt.is_training:
+        if not default.generated.is_training:
             return None
         walk = default.walk_at(self.symbols, sizes)
-        peak_bytes = walk.peak_bytes if walk is not None else default.attempt.step_peak_bytes
+        peak_bytes = walk.peak_bytes if walk is not None else default.generated.step_peak_bytes
         return int(asked.share * (resident_bytes + peak_bytes))
 
 
@@ -501,14 +465,6 @@ def trained_positions(inputs: Sequence[Any]) -> list[int]:
         for position, value in enumerate(inputs)
         if isinstance(value, torch.nn.Parameter) and value.requires_grad
     ]
-
-
-class FloorExceeded(Exception):
-    """No plan fits; carries the lowest one. The caller knows what surrounds it."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__()
-        self.attempt = attempt
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -133,7 +133,7 @@ def _refuse_to_compile(*args: Any, **kwargs: Any) -> Any:
 
 
 class _CapturingPartitioner(partitioner.CustomPartitionerFn):
-    """Stands where ``satcompile.compile.attempt`` plans: after the joint-graph passes."""
+    """Stands where ``satcompile.compile.generation`` plans: after the joint-graph passes."""
 
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from satcompile.passes.fused_update import FusedUpdate
 from satcompile.updates.optimizers.in_backward import LEDGER
-
-if TYPE_CHECKING:
-    from satcompile.compile.attempt import Attempt
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,25 @@ class LatestCall:
 
     parameters: Mapping[int, torch.Tensor]
     withheld: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class PlannedUpdates:
+    """What a graph's plan says of updates, by position among the graph's inputs.
+
+    Attributes:
+        with_gradient: to which a gradient flows; None where positions are not known.
+        offered: whose gradients were to be handed to their optimizer.
+        consumed: whose gradients the backward hands over.
+        names: of parameters, where they are known.
+        is_disabled: whether the option ``disable_passes`` names the pass.
+    """
+
+    with_gradient: frozenset[int] | None
+    offered: frozenset[int]
+    consumed: frozenset[int]
+    names: Mapping[int, str]
+    is_disabled: bool
 
 
 @dataclass(frozen=True)
@@ -68,8 +84,13 @@ class UpdateRow:
 class UpdateReport:
     """Updates of the parameters of one graph, as things are now."""
 
-    def __init__(self, attempt: Attempt, latest_call: Callable[[], LatestCall]) -> None:
-        self._attempt, self._latest_call = attempt, latest_call
+    def __init__(
+        self,
+        planned: PlannedUpdates,
+        latest_call: Callable[[], LatestCall],
+        returned: Callable[[], Mapping[int, str] | None],
+    ) -> None:
+        self._planned, self._latest_call, self._returned = planned, latest_call, returned
 
     @property
     def is_fused(self) -> bool:
@@ -80,12 +101,12 @@ class UpdateReport:
     @property
     def observed(self) -> bool:
         """Whether a backward has run: before, ``consumed`` is what is planned."""
-        return self._attempt.returned is not None
+        return self._returned() is not None
 
     @property
     def parameters(self) -> Sequence[UpdateRow]:
         """Those with a gradient, in the graph's order."""
-        call, known = self._latest_call(), self._attempt.with_gradient
+        call, known = self._latest_call(), self._planned.with_gradient
         return [
             self._row(position, parameter, call.withheld)
             for position, parameter in call.parameters.items()
@@ -106,7 +127,7 @@ class UpdateReport:
     def unplanned_bytes(self) -> int:
         """Of gradients that the latest backward returned although the plan has them consumed: the
         predicted peak does not count them."""
-        parameters, returned = self._latest_call().parameters, self._attempt.returned or {}
+        parameters, returned = self._latest_call().parameters, self._returned() or {}
         return sum(_bytes_of(parameters[slot]) for slot in returned if slot in parameters)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +145,7 @@ class UpdateReport:
         holder = LEDGER.holder(parameter)
         reason = self._reason(position, parameter, holder, withheld)
         return UpdateRow(
-            self._attempt.names.get(position, f"input {position}"),
+            self._planned.names.get(position, f"input {position}"),
             tuple(parameter.shape),
             _bytes_of(parameter),
             "" if holder is None else holder.torch_class.__name__,
@@ -136,8 +157,8 @@ class UpdateReport:
         self, position: int, parameter: torch.Tensor, holder: Any, withheld: Mapping[int, str]
     ) -> str:
         """Why a gradient is returned; "" where it is not."""
-        if position in self._attempt.consumed:
-            return (self._attempt.returned or {}).get(position, "")
+        if position in self._planned.consumed:
+            return (self._returned() or {}).get(position, "")
         return (
             _not_asked(holder)
             or withheld.get(position, "")
@@ -148,9 +169,9 @@ class UpdateReport:
         """Why a graph returns a gradient that its optimizer would take."""
         if id(parameter) not in LEDGER.owners():
             return "two optimizers have it, or it shares memory with another parameter"
-        if position not in self._attempt.updates:
+        if position not in self._planned.offered:
             return "the optimizer asked for it after the latest forward"
-        if FusedUpdate.name in self._attempt.options.disable_passes:
+        if self._planned.is_disabled:
             return f"disable_passes names {FusedUpdate.name!r}"
         return "inputs of the graph share memory"
 

@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import Any
 
 from satcompile.compile.allocation import Figures
-from satcompile.compile.attempt import Attempt
-from satcompile.compile.rounds import FloorExceeded, Planned, Sizes
+from satcompile.compile.generation import Generated
+from satcompile.compile.rounds import OverLimit, Planned, Sizes
 from satcompile.errors import UnsupportedError
 from satcompile.runtime.residency import Residency
 from satcompile.runtime.shares import Room, Share, step_peak_bytes, stretch_of
@@ -70,11 +70,8 @@ def plan_together(
     ways = sorted(_ways(calls), key=lambda way: way.time_us)
     fitting = [way for way in ways if way.peak_bytes <= limit_bytes * (1 - _MARGIN)]
     for way in fitting[:_TRIES]:
-        try:
-            found = _generate(calls, way, limit_bytes)
-        except FloorExceeded:
-            continue
-        if found.peak_bytes <= limit_bytes:
+        found = _generate(calls, way, limit_bytes)
+        if found is not None and found.peak_bytes <= limit_bytes:
             return found
     return _floor(calls, min(ways, key=lambda way: way.peak_bytes), limit_bytes)
 
@@ -82,12 +79,12 @@ def plan_together(
 def _refuse_unreadable(graphs: Sequence[Any]) -> None:
     """What a graph holds while the others run is known by its code alone."""
     for graph in graphs:
-        attempt = graph.plans[0].attempt
-        if attempt.walk is None:
+        made = graph.plans[0].generated
+        if made.walk is None:
             raise UnsupportedError(
                 f"A step of {len(graphs)} compiled graphs (graph breaks) does not fit its "
                 "memory_budget by the plans that its graphs have, and cannot be planned as a whole: "
-                f"the generated code of {graph.name} cannot be followed ({attempt.unreadable}). "
+                f"the generated code of {graph.name} cannot be followed ({made.unreadable}). "
                 "Raise the budget, or remove the graph breaks, so that one plan covers the step."
             )
 
@@ -157,11 +154,11 @@ class _Way:
 def _ways(calls: _Calls) -> Iterator[_Way]:
     """All graphs at the same share, by either plan, and the mix of these that is lowest."""
     kinds = [(share, is_low) for share in _LADDER for is_low in (False, True)]
-    attempts = [graph.plans[0].attempt for graph in calls.graphs]
-    plans = [[_at_share(attempt, *kind) for kind in kinds] for attempt in attempts]
+    all_made = [graph.plans[0].generated for graph in calls.graphs]
+    plans = [[_at_share(made, *kind) for kind in kinds] for made in all_made]
     offers = [
-        [_figures(attempt, profile) for profile, _ in found]
-        for attempt, found in zip(attempts, plans, strict=True)
+        [_figures(made, profile) for profile, _ in found]
+        for made, found in zip(all_made, plans, strict=True)
     ]
     uniform: list[_Choice] = [dict.fromkeys(calls.distinct, k) for k in range(len(kinds))]
     for choice in (*uniform, calls.lowest_mix(offers)):
@@ -170,10 +167,9 @@ def _ways(calls: _Calls) -> Iterator[_Way]:
         yield _Way(together, list(profiles), sum(times))
 
 
-def _at_share(attempt: Attempt, share_of_room: float, is_low: bool) -> tuple[StepProfile, float]:
+def _at_share(made: Generated, share_of_room: float, is_low: bool) -> tuple[StepProfile, float]:
     """Profile and added time of the plan at a share of what can be saved."""
-    assert attempt.outcome is not None
-    default, search = attempt.outcome.plan.default_profile, attempt.search
+    default, search = made.graphs.plan.default_profile, made.search
     least_bytes = search.least_saved().profile.saved_bytes
     limit_bytes = least_bytes + int(share_of_room * max(0, default.saved_bytes - least_bytes))
     find = search.lowest_saving if is_low else search.at_saved_bytes
@@ -183,24 +179,21 @@ def _at_share(attempt: Attempt, share_of_room: float, is_low: bool) -> tuple[Ste
     return found.profile, found.solution.time_us
 
 
-def _figures(attempt: Attempt, profile: StepProfile) -> Figures:
+def _figures(made: Generated, profile: StepProfile) -> Figures:
     """What a call comes to by simulation."""
-    assert attempt.walk is not None
+    assert made.walk is not None
     return replace(
-        attempt.walk.figures,
+        made.walk.figures,
         forward_bytes=profile.forward.peak_bytes,
         backward_bytes=profile.backward.peak_bytes,
         held_bytes=profile.forward.end_bytes,
     )
 
 
-def _generate(calls: _Calls, way: _Way, limit_bytes: int) -> Together:
-    """Compiled plans, each for the room that the way leaves it.
-
-    Raises:
-        FloorExceeded: the code of one does not fit into that.
-    """
-    plans = {}
+def _generate(calls: _Calls, way: _Way, limit_bytes: int) -> Together | None:
+    """Compiled plans, each for the room that the way leaves it; None where the code of one does not
+    fit into that."""
+    plans: dict[int, Planned] = {}
     for key, position in calls.distinct.items():
         graph = calls.graphs[position]
         left_bytes = min(
@@ -208,11 +201,14 @@ def _generate(calls: _Calls, way: _Way, limit_bytes: int) -> Together:
             for k, other in enumerate(calls.graphs)
             if other is graph
         )
-        plans[key] = graph.compilation.within(
+        found = graph.compilation.within(
             left_bytes,
             calls.sizes[position],
             saved_limit_bytes=way.profiles[position].saved_bytes,
         )
+        if isinstance(found, OverLimit):
+            return None
+        plans[key] = found
     return _in_use(calls, plans)
 
 
@@ -254,20 +250,19 @@ def _floor(calls: _Calls, lowest: _Way, limit_bytes: int) -> Together:
         key: calls.graphs[k].compilation.compiled_like(low[key][choice[key]], calls.sizes[k])
         for key, k in calls.distinct.items()
     }
-    return _in_use(calls, compiled)
+    together = _in_use(calls, compiled)
+    assert together is not None, "the code of these plans was followed before"
+    return together
 
 
-def _in_use(calls: _Calls, plans: dict[int, Planned]) -> Together:
-    """Have every graph run by its plan.
-
-    Raises:
-        FloorExceeded: the code of one cannot be followed at the sizes of a call.
-    """
+def _in_use(calls: _Calls, plans: dict[int, Planned]) -> Together | None:
+    """Have every graph run by its plan; None where the code of one cannot be followed at the sizes of
+    a call."""
     figures = []
     for graph, of in zip(calls.graphs, calls.sizes, strict=True):
         found = plans[id(graph)].figures_at(graph.compilation.symbols, of)
         if found is None:
-            raise FloorExceeded(plans[id(graph)].attempt)
+            return None
         figures.append(found)
     for graph in calls.graphs:
         graph.replace_plans(plans[id(graph)])

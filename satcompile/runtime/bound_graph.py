@@ -19,20 +19,21 @@ from weakref import ref
 import torch
 
 from satcompile.compile.allocation import Figures
-from satcompile.compile.attempt import BY_CODE
+from satcompile.compile.code import BY_CODE
 from satcompile.compile.rounds import (
     Compilation,
-    FloorExceeded,
+    OverLimit,
     Planned,
     Sizes,
     trained_positions,
 )
 from satcompile.errors import BudgetError
 from satcompile.report.data import GraphReport
-from satcompile.runtime import balance, journal, sparse_calls
+from satcompile.runtime import balance, journal
 from satcompile.runtime.graph_report import graph_report
 from satcompile.runtime.known_optimizers import OPTIMIZERS
 from satcompile.runtime.outside import comes_from_eager
+from satcompile.runtime.plan_in_use import PlanInUse, plans_by_speed
 from satcompile.runtime.refusal import over_budget
 from satcompile.runtime.registry import GraphRecord, most_granted_bytes
 from satcompile.runtime.residency import (
@@ -66,8 +67,7 @@ _MOST_CHOICES = 1_000  # remembered; sizes that never come again would pile up
 class _Choice:
     """What was decided for a call, to be found again while nothing has changed."""
 
-    planned: Planned
-    forward: Callable[..., Any]
+    plan: PlanInUse
     figures: Callable[[], Figures | None] | None = None
     residency: Residency | None = None
     make_report: Callable[[_Choice], GraphReport] | None = None
@@ -114,16 +114,16 @@ class UnlimitedGraph:
         self._trained = trained_positions(inputs)
         self._choices: dict[frozenset[int], _Choice] = {}
 
-    def first_plan(self, inputs: Sequence[Any]) -> Planned:
+    def first_plan(self, inputs: Sequence[Any]) -> PlanInUse:
         """Plan for the call that Dynamo compiles for."""
         self._record.know(inputs)
-        return self._choice(inputs, inputs).planned
+        return self._choice(inputs, inputs).plan
 
     def __call__(self, *args: Any) -> Any:
         choice = self._choice(args)
         self._record.decided = choice
         self._record.observe(args)
-        results = choice.forward(*args)
+        results = choice.plan.forward(*args)
         LEDGER.flew(args, self._trained, results)
         return results
 
@@ -140,25 +140,25 @@ class UnlimitedGraph:
                 self._choices[updates] = self._choices[min(self._choices, key=len)]
                 return self._choices[updates]  # exact: what is not handed over is returned
             compilation = self._compilation.with_updates(updates)
-            planned = compilation.without_budget(example_inputs)
-            self._choices[updates] = choice = _Choice(planned, sparse_calls.forward_of(planned))
-            if planned.attempt.is_training:
-                make = self._report_maker(planned, measure_residency(args))
+            plan = PlanInUse(compilation.without_budget(example_inputs))
+            self._choices[updates] = choice = _Choice(plan)
+            if plan.generated.is_training:
+                make = self._report_maker(plan, measure_residency(args))
                 choice.make_report = lambda _: make()
-                journal.tell(planned, compilation, make)
+                journal.tell(plan, compilation, make)
         return self._choices[updates]
 
-    def _report_maker(self, planned: Planned, residency: Residency) -> Callable[[], GraphReport]:
-        attempt = planned.attempt
-        compilation = self._compilation.with_updates(attempt.updates)
+    def _report_maker(self, plan: PlanInUse, residency: Residency) -> Callable[[], GraphReport]:
+        made = plan.generated
+        compilation = self._compilation.with_updates(made.request.updates)
 
         def default() -> tuple[int, str]:
-            return compilation.default_peak_bytes(compilation.first_sizes, attempt)
+            return compilation.default_peak_bytes(compilation.first_sizes, made)
 
         return partial(
             graph_report,
-            self._record.name, attempt, attempt.walk, planned.rounds, residency, None, default,
-            partial(compilation.floor_bytes, compilation.first_sizes, attempt), self._record.latest_call,
+            self._record.name, plan, made.walk, residency, None, default,
+            partial(compilation.floor_bytes, compilation.first_sizes, made), self._record.latest_call,
         )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ class BoundGraph:
         self.compilation, self.record = compilation, record
         self._variants = {compilation.updates: compilation}
         self._asked = compilation.options.memory_budget
-        self.plans: list[Planned] = []
+        self.plans: list[PlanInUse] = []
         self.last_step: Step | None = None
         self._choices: dict[Any, _Choice] = {}
         self._places: dict[Any, _Place] = {}
@@ -199,7 +199,7 @@ class BoundGraph:
 
     # -- a call ----------------------------------------------------------------------------
 
-    def first_plan(self, inputs: Sequence[Any]) -> Planned:
+    def first_plan(self, inputs: Sequence[Any]) -> PlanInUse:
         """Plan for the call that Dynamo compiles for."""
         self.record.know(inputs)
         trained = [inputs[position] for position in self._trained]
@@ -209,7 +209,7 @@ class BoundGraph:
             residency = measure_residency(inputs, call.step.counted) + self._maps_of(trained)
             self._offered(inputs)
             before, after = call.before(), call.after()
-            return self._choose(call, inputs, residency, before, after, inputs).planned
+            return self._choose(call, inputs, residency, before, after, inputs).plan
         finally:
             STEPS.failed(call)  # it runs, and is counted, when Dynamo calls us
 
@@ -220,7 +220,7 @@ class BoundGraph:
         if alone is not None:
             self.record.decided = alone.decided
             self.record.observe(args)
-            results = alone.decided.forward(*args)
+            results = alone.decided.plan.forward(*args)
             STEPS.opened_alone(alone, results)
             LEDGER.flew(args, self._trained, results)
             return results
@@ -230,7 +230,7 @@ class BoundGraph:
             call.share = choice.share
             self.record.decided = choice
             self.record.observe(args)
-            results = choice.forward(*args)
+            results = choice.plan.forward(*args)
         except BaseException:  # an interrupt, too, leaves nothing that this call would hold
             STEPS.failed(call)
             raise
@@ -374,41 +374,35 @@ class BoundGraph:
     ) -> _Choice:
         budget_bytes = self._budget(call.sizes, args, residency, example_inputs)
         if budget_bytes is None:  # a share of the default's peak, where there is no backward
-            planned = self.compilation.without_budget(args)
-            return _Choice(planned, sparse_calls.forward_of(planned))
+            return _Choice(PlanInUse(self.compilation.without_budget(args)))
         beside = call.beside()
         if self._asked.share is not None:
             before = after = NO_CALLS  # each graph has its own default
             beside = Beside()
         room = Room(before, after, residency, budget_bytes, self.compilation.options.reserve)
-        found = self._plan_that_holds(room, call.sizes)
-        if found is not None:
-            planned = found
-        else:
+        plan = self._plan_that_holds(room, call.sizes)
+        if plan is None:
             with journal.refusals(self.compilation):
-                planned, room, beside = self._another_plan(call, room, beside, example_inputs)
+                plan, room, beside = self._another_plan(call, room, beside, example_inputs)
         if self._asked.share is not None:
             known_bytes = self.record.granted.get(self._asked.share, 0)
             self.record.granted[self._asked.share] = max(known_bytes, budget_bytes)
-        choice = _Choice(
-            planned,
-            sparse_calls.forward_of(planned),
-            partial(planned.figures_at, self.compilation.symbols, call.sizes),
-            residency,
-        )
-        if planned.attempt.is_training:
+        figures = partial(plan.planned.figures_at, self.compilation.symbols, call.sizes)
+        choice = _Choice(plan, figures, residency)
+        if plan.generated.is_training:
             choice.make_report = partial(self._report, call, room, beside)
-            if not planned.is_told:
+            if not plan.is_told:
                 self.record.decided = choice
-                journal.tell(planned, self.compilation, partial(choice.make_report, choice))
+                journal.tell(plan, self.compilation, partial(choice.make_report, choice))
         return choice
 
-    def _plan_that_holds(self, room: Room, sizes: Sizes) -> Planned | None:
+    def _plan_that_holds(self, room: Room, sizes: Sizes) -> PlanInUse | None:
         """The fastest one; None without any."""
         return next((p for p in self.plans if self._holds(p, room, sizes)), None)
 
-    def _holds(self, planned: Planned, room: Room, sizes: Sizes) -> bool:
-        if planned.attempt.updates != self.compilation.updates:
+    def _holds(self, plan: PlanInUse, room: Room, sizes: Sizes) -> bool:
+        planned = plan.planned
+        if planned.generated.request.updates != self.compilation.updates:
             return False
         if not planned.knows_figures_at(sizes):
             bounds = planned.bounds_at(self.compilation.symbols, sizes)
@@ -440,7 +434,7 @@ class BoundGraph:
 
     def _another_plan(
         self, call: Call, room: Room, beside: Beside, example_inputs: Sequence[Any] | None
-    ) -> tuple[Planned, Room, Beside]:
+    ) -> tuple[PlanInUse, Room, Beside]:
         """A plan for what none fits, and the room as it is with it. Of a small batch, whose peak is its
         gradients, no plan may be within a share of the default's: it gets as much as a larger one
         was granted before, so that no run ends at the last batch of its data."""
@@ -453,34 +447,33 @@ class BoundGraph:
                 raise
         room = replace(room, budget_bytes=granted_bytes)
         self._budgets[call.sizes] = granted_bytes
-        planned = self._plan_that_holds(room, call.sizes)
-        if planned is not None:
-            return planned, room, beside
+        plan = self._plan_that_holds(room, call.sizes)
+        if plan is not None:
+            return plan, room, beside
         return self._plan(call, room, beside, example_inputs)
 
     def _plan(
         self, call: Call, room: Room, beside: Beside, example_inputs: Sequence[Any] | None
-    ) -> tuple[Planned, Room, Beside]:
+    ) -> tuple[PlanInUse, Room, Beside]:
         """Another plan, and the room as it is with it."""
         if example_inputs is None:
             self._announce(call, room)
         if beside.later and call.position == 0:
             return self._plan_whole_step(call, room, beside)
-        try:
-            planned = self.compilation.within(
-                room.left_bytes, call.sizes, example_inputs, lowest_may_exceed=call.is_provisional
-            )
-        except FloorExceeded as found:
+        found = self.compilation.within(
+            room.left_bytes, call.sizes, example_inputs, lowest_may_exceed=call.is_provisional
+        )
+        if isinstance(found, OverLimit):
             raise over_budget(
-                found.attempt, room.residency, room.outside_bytes, self.compilation.options,
+                found.lowest, room.residency, room.outside_bytes, self.compilation.options,
                 room.budget_bytes, self._situation(call, room),
                 self.compilation.others_may_follow and call.last_step is None,
-            ) from None  # fmt: skip
-        if not planned.holds_at(self.compilation.symbols, call.sizes):
+            )  # fmt: skip
+        if not found.holds_at(self.compilation.symbols, call.sizes):
             raise self._no_other_plan(call, room)
-        self.add(planned)
-        self._check_whole_step(call, room, planned)
-        return planned, room, beside
+        plan = self._add(found)
+        self._check_whole_step(call, room, found)
+        return plan, room, beside
 
     def _check_whole_step(self, call: Call, room: Room, planned: Planned) -> None:
         """Calls that are planned already may not fit beside a new plan, though it fits beside
@@ -502,7 +495,7 @@ class BoundGraph:
 
     def _plan_whole_step(
         self, call: Call, room: Room, beside: Beside
-    ) -> tuple[Planned, Room, Beside]:
+    ) -> tuple[PlanInUse, Room, Beside]:
         """All graphs of the step that this call begins, so that the whole fits."""
         last = call.last_step
         assert last is not None
@@ -516,8 +509,9 @@ class BoundGraph:
             other.share = share
         last.changed()
         room = replace(room, later=last.suffix(1))
-        planned = next(p for p in self.plans if p.attempt.updates == self.compilation.updates)
-        return planned, room, Beside(later_calls=last.calls[1:])
+        updates = self.compilation.updates
+        plan = next(p for p in self.plans if p.generated.request.updates == updates)
+        return plan, room, Beside(later_calls=last.calls[1:])
 
     def _below_floor_of_step(self, room: Room, peak_bytes: int, num_graphs: int) -> BudgetError:
         floor_bytes = peak_bytes + room.reserve_bytes
@@ -561,37 +555,37 @@ class BoundGraph:
             budget_bytes=room.budget_bytes, floor_bytes=room.budget_bytes, floor_op="",
         )  # fmt: skip
 
-    def add(self, planned: Planned) -> None:
+    def _add(self, planned: Planned) -> PlanInUse:
         """Another plan to choose from; the fastest that fits is taken."""
-        planned.attempt.on_backward = partial(STEPS.backward_begins, self)
-        self.plans.append(planned)
-        self.plans.sort(key=lambda p: p.attempt.relative_time)
+        plan = PlanInUse(planned, partial(STEPS.backward_begins, self))
+        self.plans = plans_by_speed([*self.plans, plan])
+        return plan
 
     def replace_plans(self, planned: Planned) -> None:
         """The only plan from now on."""
-        self.plans.clear()
+        self.plans = []
         self._choices.clear()
         self._places.clear()
-        self.add(planned)
+        self._add(planned)
 
     # -- the report ------------------------------------------------------------------------
 
     def _report(self, call: Call, room: Room, beside: Beside, choice: _Choice) -> GraphReport:
         compilation, sizes, share = self.compilation, call.sizes, choice.share()
-        planned = choice.planned
+        plan = choice.plan
         shares = [*beside.earlier, *([share] if share else []), *beside.later]
         several = len(shares) > 1
 
         def default() -> tuple[int, str]:
             if several:
                 return _default_of_whole_step(call, room.residency, beside)
-            return compilation.default_peak_bytes(sizes, planned.attempt)
+            return compilation.default_peak_bytes(sizes, plan.generated)
 
         with planning_for(compilation.values(sizes)):  # shapes as they are now
             report = graph_report(
-                self.name, planned.attempt, planned.walk_at(compilation.symbols, sizes),
-                planned.rounds, room.residency, room.budget_bytes, default,
-                partial(compilation.floor_bytes, sizes, planned.attempt), self.record.latest_call,
+                self.name, plan, plan.planned.walk_at(compilation.symbols, sizes),
+                room.residency, room.budget_bytes, default,
+                partial(compilation.floor_bytes, sizes, plan.generated), self.record.latest_call,
             )  # fmt: skip
         if several:
             _count_whole_step(report, shares, len(beside.earlier))
@@ -599,7 +593,7 @@ class BoundGraph:
 
     def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
         """What a call would add to its step by torch's own plan."""
-        walk = self.compilation.default_walk(sizes, self.plans[0].attempt)
+        walk = self.compilation.default_walk(sizes, self.plans[0].generated)
         return None if walk is None else Share(residency, walk.figures)
 
 

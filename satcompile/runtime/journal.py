@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from satcompile.compile.rounds import Compilation, Planned
+from satcompile.compile.rounds import Compilation
 from satcompile.errors import BudgetError
 from satcompile.report.data import GraphReport, Report
 from satcompile.report.terminal import render
 from satcompile.report.trace import step_trace
+from satcompile.runtime.plan_in_use import PlanInUse
 from satcompile.sizes import format_bytes
 from satcompile.torch_compat.tracing import is_tracing, trace_artifact
 
@@ -25,14 +26,12 @@ log = logging.getLogger("satcompile")
 REFUSED = ("budget_bytes", "floor_bytes", "floor_op", "breakdown")  # of the error, in the trace
 
 
-def tell(
-    planned: Planned, compilation: Compilation, make_report: Callable[[], GraphReport]
-) -> None:
+def tell(plan: PlanInUse, compilation: Compilation, make_report: Callable[[], GraphReport]) -> None:
     """Say what was decided, once for each plan. The report is made if somebody listens, and
     nothing is planned or generated for it."""
-    if planned.is_told:
+    if plan.is_told:
         return
-    planned.is_told = True
+    plan.is_told = True
     is_traced = is_tracing()
     if not (is_traced or log.isEnabledFor(logging.INFO)):
         return
@@ -40,7 +39,7 @@ def tell(
     with compilation.named():
         log.info("%s", decision(report))
         if is_traced:
-            _trace(report, planned)
+            _trace(report, plan)
 
 
 @contextmanager
@@ -71,10 +70,10 @@ def decision(report: GraphReport) -> str:
     )
 
 
-def _trace(report: GraphReport, planned: Planned) -> None:
+def _trace(report: GraphReport, plan: PlanInUse) -> None:
     alone = Report([report])
     trace_artifact("satcompile_report", "json", lambda: alone.to_dict(ask=False))
     trace_artifact("satcompile_report", "string", lambda: render(alone, ask=False))
     trace_artifact("satcompile_step", "json", lambda: step_trace([report], with_default=False))
-    for name, text in planned.attempt.graphs.items():
+    for name, text in plan.generated.texts.items():
         trace_artifact(f"satcompile_{name}", "string", partial(str, text))

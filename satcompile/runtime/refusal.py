@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from satcompile.compile.attempt import Attempt
+from satcompile.compile.generation import Generated
 from satcompile.errors import BudgetError
 from satcompile.graph.nodes import module_path
 from satcompile.options import Options
@@ -13,7 +13,7 @@ from satcompile.sizes import format_bytes
 
 
 def over_budget(
-    attempt: Attempt,
+    lowest: Generated,
     residency: Residency,
     outside_bytes: int,
     options: Options,
@@ -27,7 +27,7 @@ def over_budget(
         is_first_of_several: whether other graphs of the step are still to come.
     """
     assert options.memory_budget is not None
-    step_kinds, where = _step_by_kind(attempt)
+    step_kinds, where = _step_by_kind(lowest)
     kinds = {
         "parameters": residency.parameters,
         "gradients": residency.gradients + step_kinds.pop("gradients", 0),
@@ -55,15 +55,16 @@ def over_budget(
     )
 
 
-def _step_by_kind(attempt: Attempt) -> tuple[dict[str, int], str]:
-    if attempt.walk is None:
-        assert attempt.outcome is not None
-        where = attempt.outcome.plan.profile.peak_label
-        return {"temporaries": attempt.step_peak_bytes}, _describe(attempt, where)
-    kinds, buffer, in_backward = attempt.walk.at_peak()
-    rounding_bytes = attempt.step_peak_bytes - attempt.walk.peak_bytes
+def _step_by_kind(lowest: Generated) -> tuple[dict[str, int], str]:
+    if lowest.walk is None:
+        where = lowest.graphs.plan.profile.peak_label
+        return {"temporaries": lowest.step_peak_bytes}, _describe(lowest, where)
+    assert lowest.code is not None
+    origins = lowest.code.origins
+    kinds, buffer, in_backward = lowest.walk.at_peak()
+    rounding_bytes = lowest.step_peak_bytes - lowest.walk.peak_bytes
     kinds["temporaries"] = kinds.get("temporaries", 0) + rounding_bytes
-    return kinds, _describe(attempt, attempt.origins.get(in_backward, {}).get(buffer, buffer))
+    return kinds, _describe(lowest, origins.get(in_backward, {}).get(buffer, buffer))
 
 
 _OTHERS_FOLLOW = (
@@ -95,10 +96,9 @@ def _what_helps(kinds: Mapping[str, int]) -> str:
     return f"Raise the budget to the floor or above; or {'; or '.join(advice)}."
 
 
-def _describe(attempt: Attempt, name: str) -> str:
+def _describe(lowest: Generated, name: str) -> str:
     """A node as users know it: operation and module."""
-    assert attempt.problem is not None
-    for node in attempt.problem.graph.graph.nodes:
+    for node in lowest.graphs.problem.graph.graph.nodes:
         if node.name == name:
             module = module_path(node)
             return f"{name} ({node.target}){f' in {module}' if module else ''}"

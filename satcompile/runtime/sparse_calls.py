@@ -1,17 +1,16 @@
-"""A call of a graph that is trained sparsely: its parameters meet their masks and their optimizer."""
+"""Calls of graphs that are trained sparsely: parameters meet their masks and their optimizer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from satcompile.compile.attempt import Attempt
-from satcompile.compile.rounds import Planned
+from satcompile.compile.planning import PlannedGraphs
 from satcompile.errors import UnsupportedError
 from satcompile.runtime.known_optimizers import OPTIMIZERS
 from satcompile.updates.optimizers.fused import FusedOptimizer
@@ -21,43 +20,22 @@ from satcompile.updates.sparsity import masks, population
 log = logging.getLogger("satcompile")
 
 
-def forward_of(planned: Planned) -> Callable[..., Any]:
-    """What runs a plan's forward, with nothing in front of it where there are no tiles."""
-    attempt = planned.attempt
-    is_plain = attempt.options.sparsity is None or attempt.is_training
-    if attempt.sparse is None and is_plain:
-        return planned.compiled
-    return lambda *args: _run(planned, args)
-
-
-def _run(planned: Planned, args: Sequence[Any]) -> Any:
-    """The forward of a plan.
+def joined(graphs: PlannedGraphs, args: Sequence[Any]) -> dict[int, masks.Bound]:
+    """The masks of a call's parameters, by slot. A parameter that comes for the first time gets one
+    with everything active.
 
     Raises:
         UnsupportedError: a parameter is to be trained in tiles, and no fused optimizer holds it.
     """
-    attempt = planned.attempt
-    if attempt.sparse is not None:
-        bound = _joined(attempt, args)
-        attempt.latest_masks = {slot: each.mask for slot, each in bound.items()}
-        with masks.running(bound):
-            return planned.compiled(*args)
-    bound = masks.bindings({slot: args[slot] for slot in attempt.masked})
-    _warn_of_dense_uses(attempt, args)
-    with masks.running(bound):
-        return planned.compiled(*args)
-
-
-def _joined(attempt: Attempt, args: Sequence[Any]) -> dict[int, masks.Bound]:
-    """By slot; a parameter that comes for the first time gets a mask with everything active."""
-    assert attempt.sparse is not None and attempt.options.sparsity is not None
-    settings = attempt.options.sparsity
+    request = graphs.request
+    settings = request.options.sparsity
+    assert graphs.sparse is not None and settings is not None
     bound: dict[int, masks.Bound] = {}
-    for slot, tiled in attempt.sparse.tiled.items():
+    for slot, tiled in graphs.sparse.tiled.items():
         parameter = args[slot]
         optimizer = LEDGER.holder(parameter)
         if optimizer is None:
-            raise _not_fused(attempt.names.get(slot, f"input {slot}"), parameter)
+            raise _not_fused(request.subject.names.get(slot, f"input {slot}"), parameter)
         mask = population.join(parameter, optimizer, settings)
         if settings.is_forward_sparse and not tiled.has_sparse_forward:
             mask.keep_forward_dense()
@@ -102,18 +80,21 @@ def _refuse_to_move_frozen(optimizer: torch.optim.Optimizer, args: Any, kwargs: 
                 )
 
 
-def _warn_of_dense_uses(attempt: Attempt, args: Sequence[Any]) -> None:
-    """Without a backward, a graph may use a weight as no training graph does."""
-    if attempt.told_of_dense_uses:
-        return
-    for slot in attempt.trained - attempt.masked:
+def warn_of_dense_uses(slots: Iterable[int], args: Sequence[Any]) -> bool:
+    """Whether a warning was given: without a backward, a graph may use a weight as no training graph
+    does.
+
+    Args:
+        slots: positions of trained parameters that the graph uses whole.
+    """
+    for slot in slots:
         mask = masks.mask_of(args[slot])
         if mask is not None and mask.forward is not None:
-            attempt.told_of_dense_uses = True
             log.warning(
                 "sparsity: a graph without gradients uses all of a parameter of shape %s, whose "
                 "training uses %.0f%% of it: what it computes is not what is trained.",
                 tuple(args[slot].shape),
                 100 * mask.forward.share,
             )
-            return
+            return True
+    return False

@@ -7,10 +7,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import fx
 from torch._functorch import config as functorch_config
 from torch._functorch import partitioners
 from torch._inductor.custom_graph_pass import CustomPartitionerFn  # noqa: F401
+
+from satcompile.torch_compat.tensors import fake_mode_of, is_fake
 
 
 def default_op_types() -> Any:
@@ -199,6 +202,21 @@ def has_side_effect(node: fx.Node) -> bool:
     return bool(node.is_impure(impure_random=False))
 
 
+@contextlib.contextmanager
+def _traced_as(joint: fx.GraphModule) -> Iterator[None]:
+    """Outside of a compilation, the context in which the graph's values were made: random states
+    that cross are traced in it. ``detect_fake_mode``, ``TracingContext``: 2.11, 2.13."""
+    from torch._guards import TracingContext, detect_fake_mode, tracing
+
+    values = (node.meta.get("val") for node in joint.graph.nodes)
+    fake = next((v for v in values if isinstance(v, torch.Tensor) and is_fake(v)), None)
+    if fake is None or detect_fake_mode() is not None:
+        yield
+        return
+    with tracing(TracingContext(fake_mode_of(fake))):
+        yield
+
+
 def finish_modules(
     joint: fx.GraphModule,
     forward: fx.GraphModule,
@@ -214,7 +232,7 @@ def finish_modules(
     """
     from torch._functorch.compile_utils import raise_getitems
 
-    with _replaying_no_more_than(joint, draws):
+    with _traced_as(joint), _replaying_no_more_than(joint, draws):
         if partitioners.has_recomputable_rng_ops(joint):
             forward, backward = partitioners.functionalize_rng_ops(
                 joint, forward, backward, num_scalars

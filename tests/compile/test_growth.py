@@ -143,8 +143,10 @@ def planned(model: torch.nn.Module) -> tuple[Any, Any]:
     run(torch.randn(48, 16)).sum().backward()
     (record,) = registry._records
     made: Any = record.decided
-    sizes = [v.expression for v in made.planned.attempt.forward.inputs if isinstance(v, ScalarSpec)]
-    return made.planned, dict(enumerate(sizes))
+    planned = made.plan.planned
+    inputs = planned.generated.code.forward.inputs
+    sizes = [value.expression for value in inputs if isinstance(value, ScalarSpec)]
+    return planned, dict(enumerate(sizes))
 
 
 def test_a_step_takes_no_more_than_its_bounds() -> None:

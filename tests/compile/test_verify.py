@@ -12,28 +12,29 @@ from torch import fx
 from torch.utils.checkpoint import checkpoint
 
 from satcompile.compile.partition import Partition
+from satcompile.compile.planning import PlannedGraphs
 from satcompile.compile.verify import check_joint, check_partition, reference, simulate_emitted
 from satcompile.errors import VerificationError
 from satcompile.torch_compat.inductor import inductor_config
 from tests.faults import Mutant, broken, effect_dropped
-from tests.partitions import Planned, planned, planned_tightly
+from tests.partitions import planned, planned_tightly
 from tests.zoo import ZOO, build
 
 SHARE = 0.7  # of the default's peak
 FAULTS_PER_MODEL = 105
 SEEDS = (0, 1, 2)
 
-_made: dict[str, Planned] = {}
+_made: dict[str, PlannedGraphs] = {}
 
 
-def planned_model(name: str) -> Planned:
+def planned_model(name: str) -> PlannedGraphs:
     """Traced once for all tests of this file."""
     if name not in _made:
         _made[name] = planned_tightly(*build(name), SHARE)
     return _made[name]
 
 
-def check(made: Planned, parts: Partition | None = None) -> None:
+def check(made: PlannedGraphs, parts: Partition | None = None) -> None:
     joint = reference(made.problem.graph.module)
     check_partition(joint, parts or made.parts, made.plan, made.problem, ["recompute"])
 

@@ -14,19 +14,21 @@ import pytest
 import torch
 from torch import fx
 
-from satcompile.compile.attempt import Attempt
 from satcompile.compile.partition import Partition, partition
+from satcompile.compile.planning import plan_graphs
 from satcompile.compile.verify import check_partition, reference, simulate_emitted
 from satcompile.errors import VerificationError
 from satcompile.graph.emission import why_order_is_kept
+from satcompile.graph.training_graph import TrainingGraph
 from satcompile.options import Options
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.request import Request, Subject
 from satcompile.planner.retention import RetentionPlan
 from satcompile.report.rows import recomputed_rows
 from satcompile.solver import two_phase
 from satcompile.solver.step import Phase, backward_order, early_forward_order, simulate_orders
 from tests.compile.test_verify import Checkpointed
-from tests.partitions import planned_tightly
+from tests.partitions import planned_tightly, uncompiled
 from tests.torch_compat.versions import TORCH
 from tests.zoo import ZOO, build
 
@@ -91,31 +93,38 @@ def some_plan(
     )
 
 
-class Emitted(Attempt):
+class Emitted:
     """A compilation with a plan of the test's, whose graphs run uncompiled."""
 
-    chance: random.Random
     checked: tuple[RetentionPlan, Partition]
 
-    def partition(
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+
+    def compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        self.request = Request(Options(), Subject(len(example_inputs)))
+        return uncompiled(gm, example_inputs, self.request, self._partition, _as_it_is)
+
+    def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        super().partition(gm, joint_inputs, **kwargs)
-        assert self.problem is not None and self.outcome is not None
-        plan = some_plan(self.problem, self.outcome.plan, self.chance)
-        parts = partition(self.problem.graph, plan)
-        check_partition(reference(self.problem.graph.module), parts, plan, self.problem)
+        static = kwargs.get("static_lifetime_input_indices") or []
+        made = plan_graphs(TrainingGraph(gm, kwargs["num_fwd_outputs"], static), self.request)
+        plan = some_plan(made.problem, made.plan, self.chance)
+        parts = partition(made.problem.graph, plan)
+        check_partition(reference(made.problem.graph.module), parts, plan, made.problem)
         self.checked = plan, parts
         return parts.forward, parts.backward
 
-    def _compile_graph(self, gm: fx.GraphModule, example_inputs: Any, **kwargs: Any) -> Any:
-        def boxed(arguments: list[Any]) -> Any:
-            given = list(arguments)
-            arguments.clear()
-            return gm(*given)
 
-        boxed._boxed_call = True
-        return boxed
+def _as_it_is(gm: fx.GraphModule, example_inputs: Any, **kwargs: Any) -> Any:
+    def boxed(arguments: list[Any]) -> Any:
+        given = list(arguments)
+        arguments.clear()
+        return gm(*given)
+
+    boxed._boxed_call = True
+    return boxed
 
 
 def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
@@ -146,8 +155,7 @@ def test_gradients_of_random_plans_with_several_copies_are_eagers(name, seed):
     attempts = []
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        attempts.append(Emitted(Options()))
-        attempts[-1].chance = random.Random(f"{name} {seed}")
+        attempts.append(Emitted(random.Random(f"{name} {seed}")))
         return attempts[-1].compile(gm, example_inputs)
 
     torch.compiler.reset()

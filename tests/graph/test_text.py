@@ -8,10 +8,11 @@ from satcompile.passes.sparse_gradients import SparseGradients
 from torch import fx
 
 from satcompile.compile import pipeline
+from satcompile.compile.planning import PlannedGraphs
 from satcompile.graph.capture import capture
 from satcompile.graph.text import GraphChange, graph_text, kept
 from satcompile.report.data import PassRow
-from tests.partitions import Planned, planned_tightly
+from tests.partitions import planned_tightly
 from tests.passes.test_sparse_passes import BLOCK, Net, parameters
 from tests.zoo import build
 
@@ -47,18 +48,18 @@ def test_a_row_without_a_change_has_no_texts():
 
 
 def test_the_partition_is_told_as_what_became_of_the_joint_graph():
-    made: Planned = planned_tightly(*build("gpt2"), 0.7)
+    made: PlannedGraphs = planned_tightly(*build("gpt2"), 0.7)
     joint, forward = made.problem.graph.graph, made.parts.forward.graph
     text = graph_text(joint)
     assert len(text.splitlines()) == len(joint.nodes)
     assert "float32[4, 32, 64]" in text and "  # transformer.h.1.mlp" in text
     assert set(graph_text(forward).splitlines()[:-1]) <= set(text.splitlines())
-    (record,) = (r for r in made.passes if r.name == "partition")
+    (record,) = (r for r in made.outcome.passes if r.name == "partition")
     assert record.change is not None and record.change.before() == text
     removed_or_added = [line for line in record.change.diff().splitlines() if line[0] in "+-"]
     again = [node.name for node in made.plan.recomputed]
     assert any(line.startswith(f"+{again[0]}: ") for line in removed_or_added)
-    assert all(r.change is None for r in made.passes if r.name in ("recompute", "verify"))
+    assert all(r.change is None for r in made.outcome.passes if r.name in ("recompute", "verify"))
 
 
 def test_sparse_passes_are_told_one_after_the_other():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import satcompile
-from satcompile.compile.attempt import Attempt
+from satcompile.compile import rounds
+from satcompile.compile.generation import Generated
 from satcompile.planner.problem import PlanningProblem
 from satcompile.solver.step import Step
 
@@ -71,21 +73,23 @@ def convolutions() -> nn.Module:
 
 
 @pytest.fixture
-def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Attempt]]:
-    found: list[Attempt] = []
-    check = Attempt._check_allocations
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Generated]]:
+    found: list[Generated] = []
+    generate = rounds.generate
 
-    def noted(attempt: Attempt) -> None:
-        check(attempt)
-        found.append(attempt)
+    def noted(*args: Any) -> Generated:
+        made = generate(*args)
+        if made.code is not None:
+            found.append(made)
+        return made
 
-    monkeypatch.setattr(Attempt, "_check_allocations", noted)
+    monkeypatch.setattr(rounds, "generate", noted)
     torch.compiler.reset()
     yield found
     torch.compiler.reset()
 
 
-def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Attempt]) -> None:
+def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Generated]) -> None:
     """Inductor by itself saves each such weight, and the pictures, in the layout of its own."""
     torch.manual_seed(0)
     model, pictures = convolutions(), torch.randn(2, 3, 16, 16)
@@ -98,17 +102,17 @@ def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Attempt]) 
     loss.backward()
     wanted = [p.grad for p in model.parameters()]
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
-    torchs = next(a for a in attempts if a.outcome.plan.is_default)
+    torchs = next(a for a in attempts if a.graphs.plan.is_default)
     planned = attempts[-1]
-    assert not planned.outcome.plan.is_default
+    assert not planned.graphs.plan.is_default
     turned_bytes = pictures.nbytes + model[0].weight.nbytes + model[3].weight.nbytes
-    assert torchs.problem.layout_copies_bytes() == turned_bytes
-    assert torchs.walk.saved_bytes - torchs.outcome.plan.profile.saved_bytes >= turned_bytes
-    assert planned.walk.saved_bytes <= planned.outcome.plan.profile.saved_bytes
+    assert torchs.graphs.problem.layout_copies_bytes() == turned_bytes
+    assert torchs.walk.saved_bytes - torchs.graphs.plan.profile.saved_bytes >= turned_bytes
+    assert planned.walk.saved_bytes <= planned.graphs.plan.profile.saved_bytes
 
 
 def test_torchs_own_plan_is_a_candidate_for_the_floor_whatever_its_simulation_says(
-    attempts: list[Attempt], monkeypatch: pytest.MonkeyPatch
+    attempts: list[Generated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_of = PlanningProblem.step_of
 
@@ -120,10 +124,10 @@ def test_torchs_own_plan_is_a_candidate_for_the_floor_whatever_its_simulation_sa
     run = torch.compile(convolutions(), backend="sat", options={"memory_budget": 1})
     with pytest.raises(satcompile.BudgetError):
         run(torch.randn(2, 3, 16, 16))
-    assert any(attempt.outcome.plan.is_default for attempt in attempts)
+    assert any(attempt.graphs.plan.is_default for attempt in attempts)
 
 
-def test_what_operators_take_inside_is_simulated_as_it_is(attempts: list[Attempt]) -> None:
+def test_what_operators_take_inside_is_simulated_as_it_is(attempts: list[Generated]) -> None:
     """oneDNN's products in half precision take scratch space that no rule knows."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(4)))
@@ -131,6 +135,6 @@ def test_what_operators_take_inside_is_simulated_as_it_is(attempts: list[Attempt
     run = torch.compile(model, backend="sat", options={"memory_budget": "1GiB"})
     run(rows).float().square().mean().backward()
     planned = attempts[-1]
-    taken = {op.name: op.workspace_bytes for op in planned.problem.step.operations}
+    taken = {op.name: op.workspace_bytes for op in planned.graphs.problem.step.operations}
     assert any(taken.values()) and all(b >= 0 for b in taken.values())
-    assert planned.walk.peak_bytes == planned.outcome.plan.profile.peak_bytes
+    assert planned.walk.peak_bytes == planned.graphs.plan.profile.peak_bytes

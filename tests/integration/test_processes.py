@@ -190,17 +190,21 @@ def test_data_parallel_processes_freeze_the_same_tiles(tmp_path: Path) -> None:
 
 
 def test_no_op_source_change_changes_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from satcompile.compile import attempt as attempts
+    from satcompile.compile import generation
     from satcompile.options import parse
+    from satcompile.planner.request import Request, Subject
+
+    def no_partition(*args, **kwargs):
+        raise AssertionError
 
     def key(options: dict, limit_bytes: int | None = None) -> str:
-        attempt = attempts.Attempt(parse(options), limit_bytes)
-        return attempts._Partitioner(attempt).uuid()
+        request = Request(parse(options), Subject(0), limit_bytes)
+        return generation.Partitioner(request, False, no_partition).uuid()
 
     base = key({})
     assert key({}) == base
     assert key({"reserve": 1}) != base
     assert key({}, limit_bytes=100) != base
     assert key({"memory_budget": "1GiB"}) != key({"memory_budget": "2GiB"})
-    monkeypatch.setattr(attempts, "source_digest", lambda: "another source")
+    monkeypatch.setattr(generation, "source_digest", lambda: "another source")
     assert key({}) != base

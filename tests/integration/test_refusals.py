@@ -12,7 +12,7 @@ from torch import nn
 
 import satcompile
 from satcompile import backend
-from satcompile.compile import attempt as attempts
+from satcompile.compile import planning
 from satcompile.errors import OptionError, UnsupportedError
 from satcompile.torch_compat import dynamo, versions
 from tests.integration.test_use import Net
@@ -29,7 +29,7 @@ def _train(options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
 def test_updates_in_the_backward_are_refused_beside_cuda_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attempts, "is_on_cpu", lambda gm: False)
+    monkeypatch.setattr(planning, "is_on_cpu", lambda gm: False)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
     satcompile.fuse_optimizer(optimizer, in_backward=True)

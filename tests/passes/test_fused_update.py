@@ -13,7 +13,7 @@ from satcompile.passes.fused_update import FusedUpdate, check_order
 from torch import fx, nn
 
 import satcompile
-from satcompile.compile import attempt as attempts
+from satcompile.compile import generation
 from tests.integration.test_updates import Pair
 
 aten = torch.ops.aten
@@ -170,6 +170,6 @@ def test_an_update_in_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(satcompile.VerificationError, match="behind its update"):
         one_step()
     torch.compiler.reset()
-    monkeypatch.setattr(attempts, "check_order", lambda *args: None)
+    monkeypatch.setattr(generation, "check_order", lambda *args: None)
     with pytest.raises(AssertionError, match="not close"):  # and the weights would be wrong
         one_step().check()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from satcompile.compile.planning import PlannedGraphs
 from satcompile.planner.curve import CurvePoint, best, curve
-from tests.partitions import Planned, planned_tightly
+from tests.partitions import planned_tightly
 from tests.zoo import build
 
 
 @pytest.fixture(scope="module")
-def vit() -> Planned:
+def vit() -> PlannedGraphs:
     torch.compiler.reset()
     return planned_tightly(*build("vit"), 0.7)
 

@@ -9,19 +9,23 @@ under limits run on what it was given, and must give what it gave.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from satcompile.compile.attempt import Attempt
 from satcompile.compile.partition import Partition
+from satcompile.compile.planning import PlannedGraphs, plan_graphs
 from satcompile.errors import SatcompileError, UnsupportedError
-from satcompile.options import parse
+from satcompile.graph.training_graph import TrainingGraph
+from satcompile.options import Options, parse
+from satcompile.planner.request import Request, Subject
 from satcompile.torch_compat.dynamo import copy_of_captured
 from satcompile.torch_compat.inductor import compile_fx
+from satcompile.torch_compat.partitioner import default_partition
+from tests.partitions import uncompiled
 from tests.programs.failures import Failure, failure, general, unwrapped
 from tests.programs.program import Program, Results, Trial, eager
 
@@ -87,51 +91,61 @@ class _Call:
                 inputs[name].copy_(value)
 
 
-class Plans(Attempt):
+class Plans:
     """Several plans of one graph. Torch's own runs, the others beside it."""
 
     joint: fx.GraphModule
     others: dict[str, Partition]
     call: _Call
 
-    def partition(
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._own: PlannedGraphs | None = None
+
+    def compile(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        self._request = Request(self._options, Subject(len(example_inputs)))
+        return uncompiled(gm, example_inputs, self._request, self._partition, self._run_graph)
+
+    def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         self.joint = copy_of_captured(gm)
         copies = [copy_of_captured(gm) for _ in range(2)]
-        parts = super().partition(gm, joint_inputs, **kwargs)
+        graph = _training_graph(gm, kwargs)
+        if not graph.has_backward:
+            return default_partition(
+                graph.module, joint_inputs, num_fwd_outputs=graph.num_forward_outputs,
+                static_lifetime_input_indices=graph.static_inputs,
+                static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
+            )  # fmt: skip
+        self._own = own = plan_graphs(graph, self._request)
         self.others = {}
-        if self.outcome is not None:
-            highest = self.outcome.plan.profile.peak_bytes
-            least = self._other("lowest", copies[0], kwargs, lowest_peak=True, limit_bytes=0)
-            if least > highest:
-                raise failure("floor", f"lowest plan {least} bytes, torch's own {highest}")
-            self._other("between", copies[1], kwargs, limit_bytes=(highest + least) // 2)
-        return parts
+        highest = own.plan.profile.peak_bytes
+        least = self._other("lowest", copies[0], kwargs, lowest_peak=True, limit_bytes=0)
+        if least > highest:
+            raise failure("floor", f"lowest plan {least} bytes, torch's own {highest}")
+        self._other("between", copies[1], kwargs, limit_bytes=(highest + least) // 2)
+        return own.parts.forward, own.parts.backward
 
     def _other(self, name: str, gm: fx.GraphModule, kwargs: Any, **settings: Any) -> int:
-        attempt = Attempt(self.options, **settings)
-        attempt.partition(gm, (), **kwargs)
-        assert attempt.outcome is not None
-        self.others[name] = attempt.outcome.parts
-        return attempt.outcome.plan.profile.peak_bytes
+        made = plan_graphs(_training_graph(gm, kwargs), replace(self._request, **settings))
+        self.others[name] = made.parts
+        return made.plan.profile.peak_bytes
 
-    def _compile_graph(
-        self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any
-    ) -> Any:
+    def _run_graph(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
         interpreter = Interpreter(gm)
 
         def run(args: list[Any]) -> Any:
             given = list(args)
             args.clear()
-            if self.outcome is None:
+            if self._own is None:
                 return interpreter.compute(given)
             if kwargs.get("is_backward"):
                 return self._run_backward(interpreter, given)
             before = [_copied(value) for value in given]
             state = torch.get_rng_state()
             results = interpreter.compute(given)
-            kept = [_copied(value) for value in results[: self.num_outputs]]
+            kept = [_copied(value) for value in results[: self._own.parts.num_outputs]]
             self.call = _Call(_names_of_inputs(gm), given, before, state, kept)
             return results
 
@@ -163,6 +177,11 @@ class Plans(Attempt):
             for n in self.joint.graph.find_nodes(op="placeholder")
         ]
         return Interpreter(self.joint).compute(given)
+
+
+def _training_graph(gm: fx.GraphModule, kwargs: Any) -> TrainingGraph:
+    static = kwargs.get("static_lifetime_input_indices") or []
+    return TrainingGraph(gm, kwargs["num_fwd_outputs"], static)
 
 
 def _runner(parts: Partition) -> Callable[[_Call, dict[str, Any]], list[Any]]:

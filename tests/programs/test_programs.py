@@ -47,13 +47,13 @@ def test_a_wrong_graph_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     program = build([[0, 5, 0, 0, 0, 0, 0, 0]], [0, 0, 0], FAMILIES)
     assert program.operators == ("sin", "loss")
     assert check(program) == "right"
-    run = Plans._compile_graph
+    run = Plans._run_graph
 
     def swapped(self: Plans, gm: torch.fx.GraphModule, inputs: object, **kwargs: object) -> object:
         for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default):
             node.target = torch.ops.aten.cos.default
         return run(self, gm, inputs, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Plans, "_compile_graph", swapped)
+    monkeypatch.setattr(Plans, "_run_graph", swapped)
     with pytest.raises(Failure, match="off by"):
         check(replace(program))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from satcompile.compile.planning import PlannedGraphs
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.timeline import BOUNDARY, Allocation, Timeline, timeline
 from satcompile.solver.lifetimes import lifetimes
@@ -20,7 +21,7 @@ from satcompile.solver.step import (
     loads,
     simulate_orders,
 )
-from tests.partitions import Planned, planned_tightly
+from tests.partitions import planned_tightly
 from tests.passes.vocabulary import Head, cross_entropy, data
 from tests.solver.test_step import steps
 from tests.zoo import build
@@ -31,13 +32,13 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def gpt2() -> Planned:
+def gpt2() -> PlannedGraphs:
     torch.compiler.reset()
     return planned_tightly(*build("gpt2"), 0.7)
 
 
 @pytest.fixture(scope="module")
-def resnet() -> Planned:
+def resnet() -> PlannedGraphs:
     torch.compiler.reset()
     return planned_tightly(*build("resnet"), 0.8)
 
@@ -154,12 +155,12 @@ def test_its_data_reads_back_exactly(gpt2):
 def test_torchs_own_plan_keeps_its_logits_whole_where_ours_has_chunks():
     tokens, targets = data(batch=8, length=128)
     made = planned_tightly(Head(cross_entropy()), {"tokens": tokens, "targets": targets}, 0.55)
-    assert made.problem is not made.whole
-    default = default_timeline(made.whole, made.plan)
+    assert made.problem is not made.outcome.whole
+    default = default_timeline(made.outcome.whole, made.plan)
     assert default.peak_bytes == made.plan.default_profile.peak_bytes
     found = plan_timeline(made.problem, made.plan)
     assert found.peak_bytes == made.plan.profile.peak_bytes < default.peak_bytes
     assert len(found.labels) > len(default.labels)
-    (record,) = (each for each in made.passes if each.name == "chunked_loss")
+    (record,) = (each for each in made.outcome.passes if each.name == "chunked_loss")
     assert record.change is not None and record.change.diff()
     assert len(record.change.after().splitlines()) > len(record.change.before().splitlines())

@@ -16,10 +16,10 @@ from satcompile.commands.forecast.batches import LargestBatch, largest_batch
 from satcompile.commands.forecast.states import Optimizer, state_bytes
 from satcompile.commands.forecast.trace import trace, trace_batches
 from satcompile.compile import pipeline
-from satcompile.compile.attempt import graph_device
 from satcompile.compile.rounds import AUTO_MARGIN, first_limits, trained_positions
 from satcompile.errors import OptionError, UnsupportedError
 from satcompile.graph.capture import Capture
+from satcompile.graph.devices import graph_device
 from satcompile.graph.training_graph import TrainingGraph, storage_bytes
 from satcompile.options import Options
 from satcompile.passes.chunked_loss import ChunkedLoss

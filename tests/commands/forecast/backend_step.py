@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import fx
 
-from satcompile.compile import rounds
-from satcompile.compile.attempt import Attempt, OverLimit
+from satcompile.compile import generation, rounds
+from satcompile.compile.generation import Generated
 from satcompile.planner import problem
 from satcompile.runtime import bound_graph
 from satcompile.runtime.residency import Residency, measure_residency
@@ -20,29 +19,27 @@ from satcompile.runtime.residency import Residency, measure_residency
 class _Decided(BaseException):
     """Ends the compilation; torch wraps every Exception."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, made: Generated) -> None:
         super().__init__()
-        self.attempt = attempt
+        self.made = made
 
 
-class _OnlyDecides(Attempt):
-    def partition(
-        self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        try:
-            parts = super().partition(gm, joint_inputs, **kwargs)
-        except OverLimit:  # the lowest plan is over the limit, and no code is asked for
-            raise _Decided(self) from None
-        if self.is_training:
-            raise _Decided(self)
-        return parts
+def _only_decide(*args: Any) -> Generated:
+    made = generation.generate(*args)
+    if made.is_training:
+        raise _Decided(made)
+    return made
+
+
+def _stop(*args: Any) -> None:
+    raise generation._Stopped
 
 
 @dataclass(frozen=True)
 class BackendStep:
-    """The backend's first attempt at a step, and what it counted as alive before it."""
+    """What the backend's first request for a step came to, and what it counted as alive before it."""
 
-    attempt: Attempt
+    made: Generated
     residency: Residency
 
     @property
@@ -62,14 +59,15 @@ def decided(model: torch.nn.Module, inputs: Mapping[str, Any], budget_bytes: int
     torch.compiler.reset()
     compiled = torch.compile(model, backend="sat", options={"memory_budget": budget_bytes})
     with (
-        mock.patch.object(rounds, "Attempt", _OnlyDecides),
+        mock.patch.object(rounds, "generate", _only_decide),
+        mock.patch.object(generation._Generation, "_stop_where_known", _stop),
         mock.patch.object(bound_graph, "measure_residency", count),
         mock.patch.object(problem, "workspace_of", return_value=None),
     ):
         try:
             compiled(**inputs)
         except _Decided as found:
-            return BackendStep(found.attempt, counted[0])
+            return BackendStep(found.made, counted[0])
         finally:
             torch.compiler.reset()
     raise AssertionError("the backend planned no training step")

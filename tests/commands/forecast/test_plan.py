@@ -69,8 +69,7 @@ def built(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 def assert_is_the_backends(made: satcompile.Plan, backend: BackendStep) -> None:
     """Every number that both know."""
-    outcome = backend.attempt.outcome
-    assert outcome is not None and backend.attempt.problem is not None
+    outcome = backend.made.graphs.outcome
     plan, resident_bytes = outcome.plan, backend.residency.total_bytes
     assert dict(made.resident) == backend.resident
     assert made.predicted_peak_bytes == resident_bytes + plan.profile.peak_bytes
@@ -80,7 +79,7 @@ def assert_is_the_backends(made: satcompile.Plan, backend: BackendStep) -> None:
     assert made.recompute_time_us == pytest.approx(plan.time_us + outcome.chunking_us)
     assert made.forward_time_us == pytest.approx(outcome.whole.forward_time_us)
     assert made.floor_bytes <= made.predicted_peak_bytes
-    assert made.floor_bytes <= resident_bytes + backend.attempt.search.floor().profile.peak_bytes
+    assert made.floor_bytes <= resident_bytes + backend.made.search.floor().profile.peak_bytes
 
 
 # -- the backend's numbers ----------------------------------------------------------------------
@@ -135,7 +134,7 @@ def test_gradients_that_the_backward_consumes_are_counted_as_the_backend_counts_
     made = satcompile.plan(model, memory_budget=returned.budget_bytes, in_backward=True, **inputs)
     satcompile.fuse_optimizer(optimizer, in_backward=True)
     backend = decided(model, inputs, returned.budget_bytes)
-    assert backend.attempt.consumed
+    assert backend.made.graphs.consumed
     assert_is_the_backends(made, backend)
     assert made.resident["optimizer_state"] > 0
 
