@@ -106,8 +106,10 @@ class PlannedGraphs:
     def is_within_request(self) -> bool:
         """Whether the simulated peak is what was asked for. Where it is not, no lower plan is known."""
         request = self.request
-        wanted_bytes = max(request.limit_bytes or 0, request.default_within_bytes)
-        return request.lowest_peak or self.plan.profile.peak_bytes <= wanted_bytes
+        if request.limit_bytes is None or request.lowest_peak:
+            return True
+        wanted_bytes = max(request.limit_bytes, request.default_within_bytes)
+        return self.plan.profile.peak_bytes <= wanted_bytes
 
 
 def plan_graphs(

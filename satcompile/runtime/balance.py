@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 from satcompile.compile.allocation import Figures
 from satcompile.compile.generation import Generated
@@ -22,6 +22,7 @@ from satcompile.compile.rounds import OverLimit, Planned, Sizes
 from satcompile.errors import UnsupportedError
 from satcompile.runtime.residency import Residency
 from satcompile.runtime.shares import Room, Share, step_peak_bytes, stretch_of
+from satcompile.runtime.steps import StepGraph
 from satcompile.solver.step import StepProfile
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
@@ -30,6 +31,7 @@ _MARGIN = 0.02  # the simulation is that close to generated code
 _BEYOND = 1 << 60  # the peak of a plan whose code cannot be followed
 _UNKNOWN = Figures(_BEYOND, _BEYOND, _BEYOND, 0, 0)
 
+_T = TypeVar("_T")
 _Choice = dict[int, int]  # by a graph's identity, the number of the plan that it takes
 
 
@@ -45,7 +47,7 @@ class Together:
 
 
 def plan_together(
-    graphs: Sequence[Any],
+    graphs: Sequence[StepGraph],
     sizes: Sequence[Sizes],
     residencies: Sequence[Residency],
     limit_bytes: int,
@@ -53,7 +55,7 @@ def plan_together(
     """Give every graph a plan, so that the step of these calls fits ``limit_bytes``.
 
     Args:
-        graphs: ``BoundGraph`` of each call, in the order of their forwards; one may stand
+        graphs: of each call, in the order of their forwards; one may stand
             several times, and has one plan for all of its calls.
         sizes, residencies: of each call.
         limit_bytes: for the whole step, with what is resident.
@@ -76,7 +78,7 @@ def plan_together(
     return _floor(calls, min(ways, key=lambda way: way.peak_bytes), limit_bytes)
 
 
-def _refuse_unreadable(graphs: Sequence[Any]) -> None:
+def _refuse_unreadable(graphs: Sequence[StepGraph]) -> None:
     """What a graph holds while the others run is known by its code alone."""
     for graph in graphs:
         made = graph.plans[0].generated
@@ -93,7 +95,7 @@ def _refuse_unreadable(graphs: Sequence[Any]) -> None:
 class _Calls:
     """Of a step, in the order of their forwards."""
 
-    graphs: Sequence[Any]
+    graphs: Sequence[StepGraph]
     sizes: Sequence[Sizes]
     residencies: Sequence[Residency]
 
@@ -105,7 +107,7 @@ class _Calls:
     def together(self, figures: Sequence[Figures]) -> Together:
         return Together([Share(r, each) for r, each in zip(self.residencies, figures, strict=True)])
 
-    def chosen(self, choice: _Choice, offers: Sequence[Sequence[Any]]) -> list[Any]:
+    def chosen(self, choice: _Choice, offers: Sequence[Sequence[_T]]) -> list[_T]:
         """What the calls take of what each is offered."""
         return [offer[choice[id(graph)]] for graph, offer in zip(self.graphs, offers, strict=True)]
 

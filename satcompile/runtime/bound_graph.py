@@ -51,7 +51,7 @@ from satcompile.runtime.shares import (
     resident_bytes,
     step_peak_bytes,
 )
-from satcompile.runtime.steps import STEPS, Alone, Beside, Call, Step
+from satcompile.runtime.steps import STEPS, Alone, Beside, Call, Step, StepGraph
 from satcompile.sizes import format_bytes
 from satcompile.torch_compat.symbols import planning_for
 from satcompile.torch_compat.tensors import storage_address
@@ -187,12 +187,14 @@ class BoundGraph:
         ]
         OPTIMIZERS.watch()
 
-    def is_counted_with(self, other: BoundGraph) -> bool:
+    def is_counted_with(self, other: StepGraph) -> bool:
         """Whether both are under one budget: of one code, or given the same one for a device. A model
         with a budget of its own is another's ``reserve``."""
         if self is other:
             return True
-        if self._asked == other._asked and self.compilation.device == other.compilation.device:
+        ours, theirs = self.compilation, other.compilation
+        is_same_budget = self._asked == theirs.options.memory_budget
+        if is_same_budget and ours.device == theirs.device:
             return True
         code = other.record.code
         return code is not None and self.record.is_of(code)

@@ -13,14 +13,18 @@ import functools
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from satcompile.compile.rounds import Compilation, Planned, Sizes
+from satcompile.report.data import GraphReport
 from satcompile.runtime.outside import Outside, held_outside
+from satcompile.runtime.plan_in_use import PlanInUse
+from satcompile.runtime.registry import GraphRecord
 from satcompile.runtime.residency import Residency, storage_key
 from satcompile.runtime.shares import NO_CALLS, NOTHING, Share, Stretch
 from satcompile.torch_compat.autograd import backward_node
@@ -34,6 +38,53 @@ def _with_more(share: Share | Callable[[], Share | None] | None, more: Residency
     """With what a call counted that is gone."""
     made = share() if callable(share) else share
     return None if made is None else Share(made.residency + more, made.figures)
+
+
+class StepGraph(Protocol):
+    """A compiled graph under a budget, as the steps that it is called in know it.
+
+    Attributes:
+        plans: the fastest first.
+        last_step: the last step of several calls that began with the graph.
+    """
+
+    compilation: Compilation
+    record: GraphRecord
+    plans: list[PlanInUse]
+    last_step: Step | None
+
+    @property
+    def name(self) -> str: ...
+
+    def is_counted_with(self, other: StepGraph) -> bool:
+        """Whether both are under one budget."""
+        ...
+
+    def replace_plans(self, planned: Planned) -> None:
+        """The only plan from now on."""
+        ...
+
+    def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
+        """What a call would add to its step by torch's own plan."""
+        ...
+
+
+class Place(Protocol):
+    """A graph's place in a step: what of its surroundings stays from step to step."""
+
+    residency: Residency
+    counted: frozenset[int]
+
+
+class Decided(Protocol):
+    """What a call runs."""
+
+    plan: PlanInUse
+
+    @property
+    def report(self) -> GraphReport | None: ...
+
+    def share(self) -> Share | None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -52,11 +103,11 @@ class Call:
         node: of autograd, whose end closes the call.
     """
 
-    graph: Any
+    graph: StepGraph
     step: Step
     position: int
     thread: int
-    who: Any
+    who: Hashable
     trail: int
     is_repeated: bool = False
     sizes: tuple[int, ...] = ()
@@ -205,11 +256,11 @@ class Step:
         is_over: whether no more calls will come.
     """
 
-    graph: Any
+    graph: StepGraph
     calls: list[Call] = field(default_factory=list)
     num_closed: int = 0
     num_run: int = 0
-    served: set[Any] = field(default_factory=set)
+    served: set[Hashable] = field(default_factory=set)
     gone: Residency = NOTHING_RESIDENT
     is_over: bool = False
     borrowed_bytes: int = 0
@@ -274,7 +325,7 @@ class Step:
         """The share of some call is another one."""
         self._suffixes = None
 
-    def gradient_bytes_of(self, who: Any) -> int:
+    def gradient_bytes_of(self, who: Hashable) -> int:
         """Of an instance's gradients, as its calls have counted them."""
         return sum(call.lasting.gradients for call in self.calls if call.who == who)
 
@@ -298,7 +349,7 @@ class Step:
         else:
             self.gone += Residency(gradients=call.lasting.gradients)
 
-    def drop_those_that_ran(self, who: Any) -> None:
+    def drop_those_that_ran(self, who: Hashable) -> None:
         """Forget calls of an instance whose backwards have run, as another one begins beside a graph
         that stays alive: their gradients are in the same tensors, and are measured with its own."""
         for call in [c for c in self.calls if c.who == who and c.has_run]:
@@ -355,11 +406,11 @@ class Alone:
         has_run: whether its backward has begun.
     """
 
-    graph: Any
-    who: Any
+    graph: StepGraph
+    who: Hashable
     sizes: tuple[int, ...]
-    place: Any
-    decided: Any
+    place: Place
+    decided: Decided
     tensors: list[weakref.ReferenceType[torch.Tensor]]
     thread: int = 0
     node: weakref.ReferenceType[Any] | None = None
@@ -378,12 +429,12 @@ class Steps:
         self._open: dict[Call, None] = {}  # in the order of their coming
         self._alone: Alone | None = None  # none is in ``_open`` while it is open
         self._current: dict[int, Step] = {}
-        self._trails: dict[tuple[int, Any], int] = {}
+        self._trails: dict[tuple[int, Hashable], int] = {}
         self._numbers = itertools.count(1)
         # Reentrant: what is collected while it is held may be a node whose end is told here.
         self._lock = threading.RLock()
 
-    def begin(self, graph: Any, args: Sequence[Any], who: Any = ()) -> Call:
+    def begin(self, graph: StepGraph, args: Sequence[Any], who: Hashable = ()) -> Call:
         """A forward is about to run: as the root of a step, or as part of the one under way.
 
         Args:
@@ -484,7 +535,7 @@ class Steps:
                 call.step.served.discard(call.who)
             call.step.discount(call)
 
-    def backward_begins(self, graph: Any) -> None:
+    def backward_begins(self, graph: StepGraph) -> None:
         alone = self._alone
         if alone is not None and alone.graph is graph and not alone.has_run:
             alone.has_run = True
@@ -517,11 +568,11 @@ class Steps:
         self._open.pop(call, None)
 
     @staticmethod
-    def _follows(graph: Any, call: Call) -> bool:
+    def _follows(graph: StepGraph, call: Call) -> bool:
         """Whether it comes while the one before it is open: as most do that continue a step."""
-        return call.is_open and bool(graph.is_counted_with(call.graph))
+        return call.is_open and graph.is_counted_with(call.graph)
 
-    def _continues(self, graph: Any, args: Sequence[Any], thread: int) -> bool:
+    def _continues(self, graph: StepGraph, args: Sequence[Any], thread: int) -> bool:
         """Whether a call belongs to the step of the open ones: by autograd, or by its budget. A part
         of a model may begin from data alone, as a decoder does from its tokens."""
         others = [call for call in list(self._open) if call.thread == thread]

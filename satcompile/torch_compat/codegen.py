@@ -122,7 +122,7 @@ def _origins(lowering: Any) -> dict[str, str]:
 
 
 class _StubModule:
-    """Stands where a compiled module would, in an attempt whose result nobody calls."""
+    """Stands where a compiled module would, where nobody calls the result."""
 
     __file__ = __file__
     key = ""

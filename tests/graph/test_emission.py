@@ -152,17 +152,17 @@ def test_gradients_of_random_plans_with_several_copies_are_eagers(name, seed):
     model = without_dropout(model).double()
     inputs = {key: in_float64(value) for key, value in inputs.items()}
     expected = gradients(model, model, inputs)
-    attempts = []
+    compilations = []
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        attempts.append(Emitted(random.Random(f"{name} {seed}")))
-        return attempts[-1].compile(gm, example_inputs)
+        compilations.append(Emitted(random.Random(f"{name} {seed}")))
+        return compilations[-1].compile(gm, example_inputs)
 
     torch.compiler.reset()
     found = gradients(model, torch.compile(model, backend=backend), inputs)
     torch.compiler.reset()
-    (attempt,) = attempts
-    assert max(attempt.checked[0].times_computed.values()) > 2  # or nothing was tested
+    (compilation,) = compilations
+    assert max(compilation.checked[0].times_computed.values()) > 2  # or nothing was tested
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         # These models compute their loss in float32 whatever they are given.

@@ -73,7 +73,7 @@ def convolutions() -> nn.Module:
 
 
 @pytest.fixture
-def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Generated]]:
+def generated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Generated]]:
     found: list[Generated] = []
     generate = rounds.generate
 
@@ -89,7 +89,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Generated]]:
     torch.compiler.reset()
 
 
-def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Generated]) -> None:
+def test_plans_save_no_copies_of_weights_that_convolve(generated: list[Generated]) -> None:
     """Inductor by itself saves each such weight, and the pictures, in the layout of its own."""
     torch.manual_seed(0)
     model, pictures = convolutions(), torch.randn(2, 3, 16, 16)
@@ -102,8 +102,8 @@ def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Generated]
     loss.backward()
     wanted = [p.grad for p in model.parameters()]
     torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
-    torchs = next(a for a in attempts if a.graphs.plan.is_default)
-    planned = attempts[-1]
+    torchs = next(a for a in generated if a.graphs.plan.is_default)
+    planned = generated[-1]
     assert not planned.graphs.plan.is_default
     turned_bytes = pictures.nbytes + model[0].weight.nbytes + model[3].weight.nbytes
     assert torchs.graphs.problem.layout_copies_bytes() == turned_bytes
@@ -112,7 +112,7 @@ def test_plans_save_no_copies_of_weights_that_convolve(attempts: list[Generated]
 
 
 def test_torchs_own_plan_is_a_candidate_for_the_floor_whatever_its_simulation_says(
-    attempts: list[Generated], monkeypatch: pytest.MonkeyPatch
+    generated: list[Generated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step_of = PlanningProblem.step_of
 
@@ -124,17 +124,17 @@ def test_torchs_own_plan_is_a_candidate_for_the_floor_whatever_its_simulation_sa
     run = torch.compile(convolutions(), backend="sat", options={"memory_budget": 1})
     with pytest.raises(satcompile.BudgetError):
         run(torch.randn(2, 3, 16, 16))
-    assert any(attempt.graphs.plan.is_default for attempt in attempts)
+    assert any(made.graphs.plan.is_default for made in generated)
 
 
-def test_what_operators_take_inside_is_simulated_as_it_is(attempts: list[Generated]) -> None:
+def test_what_operators_take_inside_is_simulated_as_it_is(generated: list[Generated]) -> None:
     """oneDNN's products in half precision take scratch space that no rule knows."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(4)))
     model, rows = model.bfloat16(), torch.randn(96, 64, dtype=torch.bfloat16)
     run = torch.compile(model, backend="sat", options={"memory_budget": "1GiB"})
     run(rows).float().square().mean().backward()
-    planned = attempts[-1]
+    planned = generated[-1]
     taken = {op.name: op.workspace_bytes for op in planned.graphs.problem.step.operations}
     assert any(taken.values()) and all(b >= 0 for b in taken.values())
     assert planned.walk.peak_bytes == planned.graphs.plan.profile.peak_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import satcompile
-from satcompile.report.updates import LatestCall, SavedUpdates, UpdateReport
+from satcompile.report.updates import LatestCall, PlannedUpdates, SavedUpdates, UpdateReport
 
 
 def rows(report: UpdateReport | SavedUpdates) -> dict[str, tuple[bool, str]]:
@@ -61,20 +61,14 @@ def test_a_report_says_which_gradients_the_backward_consumed() -> None:
     assert row_keys <= set(data["parameters"][0])
 
 
-def attempt(**changed: Any) -> Any:
-    """As far as the report looks at one: a graph that hands over no gradient."""
-    fields = {
-        "names": {0: "weight", 1: "bias"}, "consumed": (), "returned": None, "with_gradient": None,
-        "updates": frozenset(), "options": SimpleNamespace(disable_passes=()),
-    }  # fmt: skip
-    return SimpleNamespace(**{**fields, **changed})
-
-
 def report_of(module: nn.Module, changed: Any = None, **withheld: str) -> UpdateReport:
+    """The report of a graph that hands over no gradient."""
+    planned = PlannedUpdates(None, frozenset(), frozenset(), {0: "weight", 1: "bias"}, False)
+    planned = replace(planned, **(changed or {}))
     call = LatestCall(
         dict(enumerate(module.parameters())), {int(p[1:]): r for p, r in withheld.items()}
     )
-    return UpdateReport(attempt(**(changed or {})), lambda: call)
+    return UpdateReport(planned, lambda: call, lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +97,8 @@ def test_what_is_returned_says_why(settings: dict[str, Any], reason: str) -> Non
 def test_what_the_graph_could_not_do_is_told() -> None:
     module = nn.Linear(2, 3)
     optimizer = satcompile.fuse_optimizer(torch.optim.SGD(module.parameters()), in_backward=True)
-    asked = {"updates": frozenset({0, 1})}
-    left_out = {"options": SimpleNamespace(disable_passes=("fused_update",))}
+    asked = {"offered": frozenset({0, 1})}
+    left_out = {"is_disabled": True}
     assert rows(report_of(module, asked, p1="a hook is to see them")) == {
         "weight": (False, "inputs of the graph share memory"),
         "bias": (False, "a hook is to see them"),
@@ -122,7 +116,7 @@ def test_parameters_of_nobody_and_without_a_gradient() -> None:
     module = nn.Linear(2, 3)
     assert not report_of(module).is_fused  # and the graph's report has no updates
     optimizer = satcompile.fuse_optimizer(torch.optim.SGD([module.bias]), in_backward=True)
-    planned = {"consumed": (1,), "updates": frozenset({1})}
+    planned = {"consumed": frozenset({1}), "offered": frozenset({1})}
     found = report_of(module, planned)
     assert found.is_fused
     assert rows(found) == {"weight": (False, "no fused optimizer has it"), "bias": (True, "")}

@@ -16,19 +16,18 @@ from satcompile.commands.forecast.batches import LargestBatch, largest_batch
 from satcompile.commands.forecast.states import Optimizer, state_bytes
 from satcompile.commands.forecast.trace import trace, trace_batches
 from satcompile.compile import pipeline
+from satcompile.compile.planning import fused_update, may_chunk, problem_of, recompute_of
 from satcompile.compile.rounds import AUTO_MARGIN, first_limits, trained_positions
 from satcompile.errors import OptionError, UnsupportedError
 from satcompile.graph.capture import Capture
 from satcompile.graph.devices import graph_device
 from satcompile.graph.training_graph import TrainingGraph, storage_bytes
 from satcompile.options import Options
-from satcompile.passes.chunked_loss import ChunkedLoss
 from satcompile.passes.fused_update import FusedUpdate
-from satcompile.passes.recompute import Recompute
 from satcompile.planner.cost.device import Device, device_named, device_of
-from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.curve import CurvePoint, curve
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.request import Request, Subject
 from satcompile.planner.retention import RetentionPlan
 from satcompile.planner.searches import Searches, default_saved_nodes
 from satcompile.report.data import GraphReport, PassRow, Report
@@ -231,9 +230,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         problem = self.problem(self.capture)
-        default = Recompute(None, effort=self.options.solver_effort, searches=self._searches).run(
-            problem
-        )
+        default = recompute_of(self._request(), self._searches).run(problem)
         resident_bytes = self.residency.total_bytes
         default_bytes = resident_bytes + default.default_profile.peak_bytes
         budget_bytes = self._budget_bytes(default_bytes)
@@ -261,10 +258,19 @@ class _Planner:
         )
 
     def problem(self, capture: Capture) -> PlanningProblem:
-        consumed: Sequence[int] = ()
+        updates = fused_update(capture.graph, self._request(capture))
+        return problem_of(capture.graph, self.device, updates, tries_operators=False)
+
+    def _request(self, capture: Capture | None = None, **limits: Any) -> Request:
+        """What is asked of the step, or of another capture of it."""
+        capture = self.capture if capture is None else capture
+        trained = frozenset(trained_positions(capture.inputs))
+        updates = frozenset[int]()
         if self._in_backward and FusedUpdate.name not in self.options.disable_passes:
-            consumed = _consumed(capture)
-        return PlanningProblem(capture.graph, CostModel(self.device), consumed)
+            _check_positions(capture)
+            updates = trained
+        subject = Subject(len(capture.inputs), trained=trained)
+        return Request(self.options, subject, updates=updates, **limits)
 
     def search(self, problem: PlanningProblem, chosen: RetentionPlan) -> BudgetSearch:
         nodes = default_saved_nodes(problem, chosen.default_saved)
@@ -274,7 +280,7 @@ class _Planner:
         """Peak of the lowest plan of the graph, whole or in chunks; it does not depend on what
         was asked for."""
         if self._lowest_bytes is None:
-            lowest = self._run(decision.whole, Recompute(limit_bytes=0, lowest_peak=True))
+            lowest = self._run(decision.whole, self._request(limit_bytes=0, lowest_peak=True))
             self._lowest_bytes = lowest.plan.profile.peak_bytes
         return self._lowest_bytes
 
@@ -314,20 +320,16 @@ class _Planner:
         )
 
     def _decide(self, problem: PlanningProblem, budget_bytes: int | None) -> pipeline.Decision:
-        recompute = Recompute(None)
-        if budget_bytes is not None:
-            accept_bytes = budget_bytes - self.options.reserve - self.residency.total_bytes
-            limit_bytes, default_within_bytes = first_limits(max(accept_bytes, 0))
-            recompute = replace(
-                recompute, limit_bytes=limit_bytes, default_within_bytes=default_within_bytes
-            )
-        return self._run(problem, recompute)
+        if budget_bytes is None:
+            return self._run(problem, self._request())
+        accept_bytes = budget_bytes - self.options.reserve - self.residency.total_bytes
+        limit_bytes, default_within_bytes = first_limits(max(accept_bytes, 0))
+        request = self._request(limit_bytes=limit_bytes, default_within_bytes=default_within_bytes)
+        return self._run(problem, request)
 
-    def _run(self, problem: PlanningProblem, recompute: Recompute) -> pipeline.Decision:
-        effort = self.options.solver_effort
-        recompute = replace(recompute, effort=effort, searches=self._searches)
-        may_chunk = ChunkedLoss.name not in self.options.disable_passes
-        return pipeline.decide(problem, recompute, may_chunk=may_chunk)
+    def _run(self, problem: PlanningProblem, request: Request) -> pipeline.Decision:
+        recompute = recompute_of(request, self._searches)
+        return pipeline.decide(problem, recompute, may_chunk=may_chunk(request))
 
     def _budget_bytes(self, default_bytes: int) -> int | None:
         asked = self.options.memory_budget
@@ -353,8 +355,10 @@ def _auto_bytes(device: Device) -> int:
     return int(device.memory_bytes * (1 - AUTO_MARGIN))
 
 
-def _consumed(capture: Capture) -> list[int]:
-    """Positions of the gradients of parameters, which an update in the backward consumes."""
+def _check_positions(capture: Capture) -> None:
+    """Raises:
+    UnsupportedError: it is not known which gradients are those of parameters.
+    """
     graph = capture.graph
     if len(graph.primals) != len(capture.inputs):
         raise UnsupportedError(
@@ -363,8 +367,6 @@ def _consumed(capture: Capture) -> list[int]:
             "of the graph), so it is not known which gradients are those of parameters. Plan "
             "without in_backward: the plan then holds every gradient, which is an upper bound."
         )
-    positions = trained_positions(capture.inputs)
-    return [p for p in positions if isinstance(graph.backward_outputs[p], fx.Node)]
 
 
 def _gradients_bytes(graph: TrainingGraph) -> int:
