@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_PITCH = 2**24  # offsets within 128 rows are 32 bits long
 
 
-def check_update(update: Update, *, has_gradient: bool = True) -> None:
+def check_update(update: Update) -> None:
     """Raises ValueError where an update's tensors do not fit each other."""
     parameter, rule = update.parameter, update.rule
     if len(update.moments) != rule.num_moments:
@@ -22,8 +22,7 @@ def check_update(update: Update, *, has_gradient: bool = True) -> None:
         raise ValueError("Adam's bias corrections need `step`, and this update has none")
     if len({moment.dtype for moment in update.moments}) > 1:
         raise ValueError(f"moments of one dtype are needed, not {_dtypes(update.moments)}")
-    gradients = (update.gradient,) if has_gradient else ()
-    tensors = (parameter, *gradients, *update.moments)
+    tensors = (parameter, update.gradient, *update.moments)
     unknown = {tensor.dtype for tensor in tensors}.difference(DTYPES)
     if unknown:
         raise ValueError(f"no kernel updates {unknown.pop()}; there are kernels for {DTYPES}")
@@ -32,7 +31,7 @@ def check_update(update: Update, *, has_gradient: bool = True) -> None:
             raise ValueError(
                 f"the parameter is {_text(parameter)}, and its gradient or moment {_text(tensor)}"
             )
-    _check_memory(tensors, needs_rows=update.tiles is not None or not has_gradient)
+    _check_memory(tensors, needs_rows=update.tiles is not None)
     if update.tiles is not None:
         check_tiles(update.tiles, parameter)
 

@@ -11,9 +11,65 @@ import triton
 import triton.language as tl
 from triton.runtime.errors import OutOfResources
 
-from satcompile.updates.kernels.device_code import grouped, product_tile
-
 __all__ = ["OutOfResources", "masked_mm_kernel", "tile_mm_kernel"]
+
+
+@triton.jit
+def _grouped(num_rows, num_columns, GROUP: tl.constexpr):
+    """Which of ``num_rows`` x ``num_columns`` parts a program computes: its row and its column.
+
+    Neighbours in time are neighbours in both directions (``GROUP`` rows of parts), so that what
+    they read is still in the cache.
+    """
+    program = tl.program_id(0)
+    parts_in_group = GROUP * num_columns
+    first_row = program // parts_in_group * GROUP
+    rows_in_group = tl.minimum(num_rows - first_row, GROUP)
+    within = program % parts_in_group
+    return first_row + within % rows_in_group, within // rows_in_group
+
+
+@triton.jit
+def _product_tile(
+    rows,
+    columns,
+    top,
+    left,
+    length,
+    height,
+    width,
+    row_pitch,
+    row_step,
+    column_pitch,
+    column_step,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``rows[:, top:].T @ columns[:, left:]``, ``ROWS`` x ``COLUMNS`` of it, in float32.
+
+    The transpose is read as it lies: the hardware turns it on its way to the tensor cores.
+    """
+    depth = tl.arange(0, DEPTH)
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    # Offsets within a part fit 32 bits; where the part begins need not.
+    rows += top.to(tl.int64) * row_step
+    columns += left.to(tl.int64) * column_step
+    row_pointers = rows + row[:, None] * row_step + depth[None, :] * row_pitch
+    column_pointers = columns + depth[:, None] * column_pitch + column[None, :] * column_step
+    has_row = (row < height - top)[:, None]
+    has_column = (column < width - left)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, length, DEPTH):
+        is_there = depth < length - first
+        a = tl.load(row_pointers, mask=has_row & is_there[None, :], other=0.0)
+        b = tl.load(column_pointers, mask=is_there[:, None] & has_column, other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+        row_pointers += DEPTH * row_pitch
+        column_pointers += DEPTH * column_pitch
+    return total
 
 
 @triton.jit
@@ -101,7 +157,7 @@ def tile_mm_kernel(
         tiles, height, width, TILE_HEIGHT, TILE_WIDTH, ROWS, COLUMNS
     )
     if is_active:
-        total = product_tile(
+        total = _product_tile(
             rows, columns, top, left, length, bottom, right,
             row_pitch, row_step, column_pitch, column_step,
             ROWS, COLUMNS, DEPTH, PRECISION,
@@ -139,7 +195,7 @@ def masked_mm_kernel(
     across: tl.constexpr = (TILE_WIDTH + COLUMNS - 1) // COLUMNS
     steps: tl.constexpr = TILE_DEPTH // DEPTH
     num_parts = tl.cdiv(width, TILE_WIDTH) * across
-    row_part, part = grouped(tl.cdiv(height, ROWS), num_parts, GROUP)
+    row_part, part = _grouped(tl.cdiv(height, ROWS), num_parts, GROUP)
     block = part // across
     top = row_part * ROWS
     left = block * TILE_WIDTH + part % across * COLUMNS

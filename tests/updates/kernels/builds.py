@@ -76,7 +76,6 @@ def building(
     recorders = []
     for module, name in (
         (device_code, "sweep_kernel"),
-        (device_code, "linear_update_kernel"),
         (device_code_sparse, "tile_mm_kernel"),
         (device_code_sparse, "masked_mm_kernel"),
     ):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from satcompile.updates.kernels.linear_update import LARGE, SMALL, Blocks, linear_update
 from satcompile.updates.kernels.sweep_triton import sweep
 from satcompile.updates.kernels.tile_mm_triton import (
     EXACT,
@@ -99,69 +98,6 @@ def test_sweep_in_double_precision(
     assert build.spilled_bytes == 0
     assert "ld.global.v2.b64" in build.ptx
     assert "sqrt.rn.f64" in build.ptx
-
-
-def _linear(
-    update: Update, dtype: torch.dtype, *, tf32: bool = False, blocks: Blocks | None = None
-) -> None:
-    height, width = update.parameter.shape
-    rows, columns = (torch.zeros(64, size, dtype=dtype) for size in (height, width))
-    linear_update(rows, columns, update, torch.ones(()), tf32=tf32, blocks=blocks)
-
-
-@pytest.mark.parametrize("blocks", [LARGE, SMALL], ids=["large", "small"])
-@pytest.mark.parametrize("weight", [HALF, SINGLE], ids=str)
-def test_linear_update_in_bfloat16(
-    weight: torch.dtype,
-    blocks: Blocks,
-    capability: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with building(monkeypatch, capability, tmp_path) as builds:
-        _linear(_update(ADAMW, (256, 256), weight), HALF, blocks=blocks)
-    build = _of(builds)
-    assert build.spilled_bytes == 0
-    assert ("wgmma" if capability == 90 else "mma.sync") in build.ptx
-    assert "cp.async" in build.ptx  # both inputs are fetched ahead
-    if blocks is LARGE and weight is HALF and capability == 90:
-        assert build.registers <= 128  # two programs on a processor
-
-
-@pytest.mark.parametrize("tf32", [True, False], ids=["tf32", "ieee"])
-def test_linear_update_in_float32(
-    tf32: bool, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with building(monkeypatch, capability, tmp_path) as builds:
-        _linear(_update(AMSGRAD, (256, 256), SINGLE), SINGLE, tf32=tf32)
-    build = _of(builds)
-    assert build.spilled_bytes == 0
-    uses_tensor_cores = "wgmma" in build.ptx or "mma.sync" in build.ptx
-    assert uses_tensor_cores == tf32
-
-
-def test_linear_update_of_tiles_fetches_ahead_too(
-    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with building(monkeypatch, capability, tmp_path / "dense") as builds:
-        _linear(_update(ADAMW, (256, 256), HALF), HALF)
-    dense = _of(builds)
-    monkeypatch.undo()
-    with building(monkeypatch, capability, tmp_path / "tiles") as builds:
-        _linear(_update(ADAMW, (256, 256), HALF, tiles=tiles_of(128, 128, 0, 3, -1)), HALF)
-    tiles = _of(builds)
-    assert tiles.spilled_bytes == 0
-    assert tiles.ptx.count("cp.async.cg") == dense.ptx.count("cp.async.cg")
-
-
-@pytest.mark.parametrize("shape", [(255, 256), (255, 257)], ids=str)
-def test_linear_update_of_odd_sizes_does_not_spill(
-    shape: tuple[int, int], capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with building(monkeypatch, capability, tmp_path) as builds:
-        _linear(_update(AMSGRAD, shape, SINGLE), HALF)
-        _linear(_update(AMSGRAD, shape, SINGLE), SINGLE)
-    assert [build.spilled_bytes for build in builds] == [0, 0]
 
 
 def _tile_mm(

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from satcompile.updates.kernels.linear_update import linear_update
 from satcompile.updates.kernels.sweep_triton import sweep
 from satcompile.updates.kernels.tile_mm_triton import masked_mm, tile_mm
 from satcompile.updates.optimizers.rules import Numbers, Rule, Tiles, Update
@@ -68,44 +67,6 @@ def test_sweep_names_what_does_not_fit(message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         sweep([good, bad])
     assert good.step is not None and good.step.item() == 0  # nothing was begun
-
-
-def _linear(
-    rows: torch.Tensor, columns: torch.Tensor, **changed: Any
-) -> Callable[[], tuple[torch.Tensor, torch.Tensor, Update]]:
-    return lambda: (rows, columns, _update(gradient=torch.empty(0), **changed))
-
-
-X = torch.ones(5, 48)
-DY = torch.ones(5, 32)
-DOUBLE = {
-    "parameter": torch.ones(32, 48).double(),
-    "moments": tuple(torch.ones(32, 48).double() for _ in range(2)),
-}
-LINEAR_MISTAKES = {
-    "theirs are (32, 48), (5, 48) and (5, 32)": _linear(X, DY),
-    "theirs are (32, 48), (5, 32) and (4, 48)": _linear(DY, X[:4]),
-    "theirs are (32, 48), (32,) and (5, 48)": _linear(DY[0], X),
-    "not torch.bfloat16, torch.float32 and torch.float32": _linear(DY.bfloat16(), X),
-    "not torch.float64, torch.float64 and torch.float32": _linear(DY.double(), X.double()),
-    "not torch.float32, torch.float32 and torch.float64": _linear(DY, X, **DOUBLE),
-    "the weight is on cpu, rows on meta, columns on cpu": _linear(DY.to("meta"), X),
-    "strides of at most 16777216 are supported, not 20000000": _linear(
-        torch.empty(1, device="meta").as_strided((5, 32), (1, 20_000_000)), X
-    ),
-    "tiles of 24 x 32 cannot be computed: multiples of 16 are needed": _linear(
-        DY, X, tiles=Tiles(24, 32, INDICES)
-    ),
-    "tiles of 32 x 8 cannot be computed": _linear(DY, X, tiles=Tiles(32, 8, INDICES)),
-}
-
-
-@pytest.mark.parametrize("message", LINEAR_MISTAKES)
-def test_linear_update_names_what_does_not_fit(message: str) -> None:
-    rows, columns, update = LINEAR_MISTAKES[message]()
-    with pytest.raises(ValueError, match=re.escape(message)):
-        linear_update(rows, columns, update)
-    assert update.step is not None and update.step.item() == 0
 
 
 def _product(**changed: Any) -> dict[str, Any]:
@@ -188,7 +149,7 @@ def _check_refused(product: Callable[..., None], arguments: dict[str, Any], mess
 def test_importing_them_needs_no_triton() -> None:
     program = (
         "import sys; sys.modules['triton'] = None; "
-        "import satcompile.updates.kernels.linear_update, satcompile.updates.kernels.sweep_triton, "
+        "import satcompile.updates.kernels.sweep_triton, "
         "satcompile.updates.kernels.tile_mm_triton"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from satcompile.updates.kernels import tile_mm_triton
-from satcompile.updates.kernels.linear_update import LARGE, SMALL, Blocks, linear_update
 from satcompile.updates.kernels.sweep_triton import CHUNK, sweep
 from satcompile.updates.kernels.tile_mm_triton import (
     EXACT,
@@ -100,54 +99,6 @@ def test_sweep_waits_for_nothing(never_waiting: None) -> None:
     pair = Pair(ADAMW, _weights(torch.float32, SHAPES))
     gradients = [torch.randn_like(weight) for weight in pair.weights]
     sweep(pair.updates(gradients), scale=torch.ones((), device="cuda"))
-
-
-@pytest.mark.parametrize("blocks", [None, LARGE, SMALL], ids=["chosen", "large", "small"])
-@pytest.mark.parametrize("inputs", DTYPES[:3], ids=str)
-@pytest.mark.parametrize("weight", DTYPES[:2], ids=str)
-def test_linear_update_equals_torch(
-    weight: torch.dtype, inputs: torch.dtype, blocks: Blocks | None
-) -> None:
-    pair = Pair(ADAMW, _weights(weight, [(384, 512)]), moment_dtype=weight)
-    for _ in range(2):
-        _linear_step(pair, 200, inputs, blocks)
-        pair.check()
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_linear_update_of_odd_sizes(case: Case) -> None:
-    pair = Pair(case, _weights(torch.float32, [(301, 259)]))
-    for _ in range(2):
-        _linear_step(pair, 77, torch.bfloat16)
-        pair.check()
-
-
-def test_linear_update_in_tf32() -> None:
-    pair = Pair(ADAMW, _weights(torch.float32, [(256, 256)]))
-    _linear_step(pair, 128, torch.float32, tf32=True)
-    pair.check()
-
-
-def test_linear_update_keeps_frozen_tiles() -> None:
-    tiles = tiles_of(128, 128, 0, 4, -1, 5, device="cuda")
-    pair = Pair(AMSGRAD, _weights(torch.float32, [(300, 384)]))
-    before = pair.weights[0].clone()
-    active = active_elements((300, 384), tiles).cuda()
-    for blocks in (LARGE, SMALL):
-        _linear_step(pair, 200, torch.bfloat16, blocks, tiles=tiles)
-        pair.check([active])
-    assert torch.equal(pair.weights[0][~active], before[~active])
-    assert not any(moment[~active].any() for moment in pair.moments[0])
-
-
-def test_linear_update_allocates_no_gradient(never_waiting: None) -> None:
-    pair = Pair(ADAMW, _weights(torch.bfloat16, [(1024, 1024)]))
-    rows, columns = (torch.ones(256, 1024, device="cuda").bfloat16() for _ in range(2))
-    (update,) = pair.updates([torch.empty(0)])
-    torch.cuda.reset_peak_memory_stats()
-    before_bytes = torch.cuda.memory_allocated()
-    linear_update(rows, columns, update)
-    assert torch.cuda.max_memory_allocated() == before_bytes
 
 
 def _check_tile_mm(
@@ -287,18 +238,3 @@ def test_products_are_timed_once_and_wait_for_nothing_then(
     with torch.cuda.graph(graph):
         tile_mm(a, b, tiles, False, out)
     assert tile_mm_triton._fastest == timed
-
-
-def _linear_step(
-    pair: Pair,
-    num_tokens: int,
-    dtype: torch.dtype,
-    blocks: Blocks | None = None,
-    **settings: object,
-) -> None:
-    height, width = pair.weights[0].shape
-    rows, columns = (eighths(num_tokens, size, device="cuda") for size in (height, width))
-    tiles = settings.pop("tiles", None)
-    (update,) = pair.updates([torch.empty(0)], [tiles])
-    linear_update(rows.to(dtype), columns.to(dtype), update, blocks=blocks, **settings)
-    pair.step_theirs([(rows.double().t() @ columns.double()).float()])
