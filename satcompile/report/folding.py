@@ -39,11 +39,6 @@ def fold(rows: Sequence[ValueRow]) -> list[Fold]:
     return sorted(folds, key=lambda each: -each.total_bytes)
 
 
-def fold_layers(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
-    """The same as rows with a count."""
-    return [(each.row, len(each.members)) for each in fold(rows)]
-
-
 def layer_key(row: ValueRow) -> tuple:
     """Equal for values of identical layers."""
     return any_layer(row.module), row.source, row.dtype, row.shape, base_name(row.name)

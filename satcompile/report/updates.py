@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from satcompile.passes.fused_update import FusedUpdate
-from satcompile.updates.optimizers.in_backward import LEDGER
+from satcompile.updates.optimizers.in_backward import BACKWARD_UPDATES
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class UpdateReport:
     def is_fused(self) -> bool:
         """Whether a fused optimizer has any of the parameters."""
         parameters = self._latest_call().parameters.values()
-        return any(LEDGER.holder(parameter) is not None for parameter in parameters)
+        return any(BACKWARD_UPDATES.holder(parameter) is not None for parameter in parameters)
 
     @property
     def observed(self) -> bool:
@@ -142,7 +142,7 @@ class UpdateReport:
     def _row(
         self, position: int, parameter: torch.Tensor, withheld: Mapping[int, str]
     ) -> UpdateRow:
-        holder = LEDGER.holder(parameter)
+        holder = BACKWARD_UPDATES.holder(parameter)
         reason = self._reason(position, parameter, holder, withheld)
         return UpdateRow(
             self._planned.names.get(position, f"input {position}"),
@@ -167,7 +167,7 @@ class UpdateReport:
 
     def _not_compiled(self, position: int, parameter: torch.Tensor) -> str:
         """Why a graph returns a gradient that its optimizer would take."""
-        if id(parameter) not in LEDGER.owners():
+        if id(parameter) not in BACKWARD_UPDATES.owners():
             return "two optimizers have it, or it shares memory with another parameter"
         if position not in self._planned.offered:
             return "the optimizer asked for it after the latest forward"

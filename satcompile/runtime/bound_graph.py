@@ -55,7 +55,7 @@ from satcompile.runtime.steps import STEPS, Alone, Beside, Call, Step, StepGraph
 from satcompile.sizes import format_bytes
 from satcompile.torch_compat.symbols import planning_for
 from satcompile.torch_compat.tensors import storage_address
-from satcompile.updates.optimizers.in_backward import LEDGER
+from satcompile.updates.optimizers.in_backward import BACKWARD_UPDATES
 from satcompile.updates.sparsity.scores import map_bytes
 
 log = logging.getLogger("satcompile")
@@ -124,11 +124,11 @@ class UnlimitedGraph:
         self._record.decided = choice
         self._record.observe(args)
         results = choice.plan.forward(*args)
-        LEDGER.flew(args, self._trained, results)
+        BACKWARD_UPDATES.forward_ran(args, self._trained, results)
         return results
 
     def _choice(self, args: Sequence[Any], example_inputs: Sequence[Any] | None = None) -> _Choice:
-        offer = LEDGER.offer(args, self._trained)
+        offer = BACKWARD_UPDATES.offer(args, self._trained)
         self._record.withheld, updates = offer.withheld, offer.positions
         if updates not in self._choices:
             if example_inputs is None and not self._compilation.can_plan_again:
@@ -224,7 +224,7 @@ class BoundGraph:
             self.record.observe(args)
             results = alone.decided.plan.forward(*args)
             STEPS.opened_alone(alone, results)
-            LEDGER.flew(args, self._trained, results)
+            BACKWARD_UPDATES.forward_ran(args, self._trained, results)
             return results
         call = STEPS.begin(self, args, who)
         try:
@@ -237,7 +237,7 @@ class BoundGraph:
             STEPS.failed(call)
             raise
         STEPS.opened(call, results)
-        LEDGER.flew(args, self._trained, results)
+        BACKWARD_UPDATES.forward_ran(args, self._trained, results)
         return results
 
     def _instance(self, trained: Sequence[torch.Tensor]) -> tuple[int, ...]:
@@ -351,7 +351,7 @@ class BoundGraph:
 
     def _offered(self, args: Sequence[Any]) -> frozenset[int]:
         """Gradients that the backward may hand to their optimizer; from now on planned for."""
-        offer = LEDGER.offer(args, self._trained)
+        offer = BACKWARD_UPDATES.offer(args, self._trained)
         self.record.withheld = offer.withheld
         if offer.positions != self.compilation.updates:
             self._switch_to(offer.positions)

@@ -12,7 +12,7 @@ from satcompile.compile.planning import PlannedGraphs
 from satcompile.compile.rounds import Planned
 from satcompile.runtime import sparse_calls
 from satcompile.torch_compat.autograd import leaves_behind
-from satcompile.updates.optimizers.in_backward import LEDGER
+from satcompile.updates.optimizers.in_backward import BACKWARD_UPDATES
 from satcompile.updates.sparsity import masks
 
 
@@ -89,13 +89,13 @@ class PlanInUse:
         def plain(args: list[Any]) -> Any:
             if self.on_backward is not None:
                 self.on_backward()
-            LEDGER.plain_backward()
+            BACKWARD_UPDATES.plain_backward()
             return compiled(args)
 
         def updated(args: list[Any]) -> Any:
             if self.on_backward is not None:
                 self.on_backward()
-            with LEDGER.backward(graphs.update_edges) as call:
+            with BACKWARD_UPDATES.backward(graphs.update_edges) as call:
                 results = compiled(args)
             self.returned = call.returned
             return call.filled(results)

@@ -14,7 +14,7 @@ from satcompile.compile.planning import PlannedGraphs
 from satcompile.errors import UnsupportedError
 from satcompile.runtime.known_optimizers import OPTIMIZERS
 from satcompile.updates.optimizers.fused import FusedOptimizer
-from satcompile.updates.optimizers.in_backward import LEDGER
+from satcompile.updates.optimizers.in_backward import BACKWARD_UPDATES
 from satcompile.updates.sparsity import masks, population
 
 log = logging.getLogger("satcompile")
@@ -33,7 +33,7 @@ def joined(graphs: PlannedGraphs, args: Sequence[Any]) -> dict[int, masks.Bound]
     bound: dict[int, masks.Bound] = {}
     for slot, tiled in graphs.sparse.tiled.items():
         parameter = args[slot]
-        optimizer = LEDGER.holder(parameter)
+        optimizer = BACKWARD_UPDATES.holder(parameter)
         if optimizer is None:
             raise _not_fused(request.subject.names.get(slot, f"input {slot}"), parameter)
         mask = population.join(parameter, optimizer, settings)

@@ -223,13 +223,6 @@ class Residency:
 
     # -- solving ---------------------------------------------------------------------------
 
-    def _constraints(self) -> optimize.LinearConstraint:
-        matrix = sparse.csr_matrix(
-            (self._weights, self._columns, self._row_starts),
-            shape=(len(self._at_least), len(self._costs)),
-        )
-        return optimize.LinearConstraint(matrix, np.array(self._at_least), np.inf)
-
     def _matrix(self) -> sparse.csr_matrix:
         return sparse.csr_matrix(
             (self._weights, self._columns, self._row_starts),

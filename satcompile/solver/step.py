@@ -288,12 +288,6 @@ def _pending(
     return found
 
 
-def simulate(step: Step, saved: Iterable[int]) -> StepProfile:
-    """Bytes alive over the step when ``saved`` crosses from forward to backward."""
-    saved = frozenset(saved)
-    return simulate_orders(step, forward_order(step, saved), backward_order(step, saved), saved)
-
-
 def simulate_orders(
     step: Step, forward: Sequence[int], backward: Sequence[int], saved: Iterable[int]
 ) -> StepProfile:

@@ -250,7 +250,7 @@ def test_torchs_clipping_does_not_pass_quietly(device: str, clip: Any) -> None:
 def test_asking_for_the_norm_alone_is_answered_with_a_warning(
     device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(in_backward.LEDGER, "_told", set())
+    monkeypatch.setattr(in_backward.BACKWARD_UPDATES, "_told", set())
     pair = Pair(device)
     for x in pair.inputs(2):
         loss(pair.run, x).backward()
@@ -307,12 +307,12 @@ def test_an_id_that_is_given_again_is_not_mistaken(device: str) -> None:
     """Another model's parameter where, by its id, an optimizer's parameter had been."""
     pair = Pair(device)
     pair.step(pair.inputs()[0])
-    owners = dict(in_backward.LEDGER.owners())
+    owners = dict(in_backward.BACKWARD_UPDATES.owners())
     other = nn.Linear(24, 24, device=device).double()
     number = id(pair.model.mix.weight)
     with pytest.MonkeyPatch.context() as patch:
         swapped = {**owners, id(other.weight): owners[number]}
-        patch.setattr(in_backward.LEDGER, "_owners", swapped)
+        patch.setattr(in_backward.BACKWARD_UPDATES, "_owners", swapped)
         before = other.weight.detach().clone()
         run = torch.compile(other, backend="sat")
         run(torch.ones(2, 24, dtype=torch.float64, device=device)).sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from satcompile import NotCompiledError
 from satcompile.planner.curve import CurvePoint
 from satcompile.report.data import GraphReport, PassRow, Report, ValueRow
-from satcompile.report.folding import fold_layers
+from satcompile.report.folding import fold
 from satcompile.report.terminal import render
 from satcompile.report.timeline import Timeline
 from satcompile.runtime import registry
@@ -82,16 +83,20 @@ def test_times_are_printed_in_the_unit_that_suits(time_us, text):
 # -- folding ---------------------------------------------------------------------------------
 
 
+def counted(rows: Sequence[ValueRow]) -> list[tuple[ValueRow, int]]:
+    return [(each.row, len(each.members)) for each in fold(rows)]
+
+
 def test_identical_layers_are_one_row_with_a_count():
     rows = [value("addmm_3", "h.0.mlp"), value("addmm_7", "h.1.mlp"), value("addmm", "h.11.mlp")]
-    ((row, count),) = fold_layers(rows)
+    ((row, count),) = counted(rows)
     assert (row.name, row.module, count) == ("addmm_*", "h.*.mlp", 3)
     assert (row.num_bytes, row.shape, row.source) == (4 * MIB, (1024, 1024), "model.py:12")
 
 
 def test_a_value_alone_keeps_its_name_and_module():
     row = value("addmm_3", "h.0.mlp")
-    assert fold_layers([row]) == [(row, 1)]
+    assert counted([row]) == [(row, 1)]
 
 
 @pytest.mark.parametrize(
@@ -105,21 +110,21 @@ def test_a_value_alone_keeps_its_name_and_module():
     ],
 )
 def test_what_differs_in_more_than_numbers_is_not_folded(other):
-    assert len(fold_layers([value("addmm_3", "h.0.mlp"), other])) == 2
+    assert len(counted([value("addmm_3", "h.0.mlp"), other])) == 2
 
 
 def test_digits_inside_a_word_tell_modules_apart():
-    assert len(fold_layers([value("mm", "conv1.x"), value("mm_1", "conv2.x")])) == 2
+    assert len(counted([value("mm", "conv1.x"), value("mm_1", "conv2.x")])) == 2
 
 
 def test_rows_come_largest_sum_first():
     single = value("mm", "head", num_bytes=10 * MIB)
     layers = [value(f"addmm_{i}", f"h.{i}.mlp") for i in range(3)]
-    assert [row.name for row, _ in fold_layers([single, *layers])] == ["addmm_*", "mm"]
+    assert [row.name for row, _ in counted([single, *layers])] == ["addmm_*", "mm"]
 
 
 def test_nothing_folds_to_nothing():
-    assert fold_layers([]) == []
+    assert counted([]) == []
 
 
 # -- text ------------------------------------------------------------------------------------

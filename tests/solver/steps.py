@@ -4,11 +4,20 @@ or take a workspace, several results, weights read by nobody, and what only the 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from satcompile.solver import two_phase
 from satcompile.solver.moments import Spine, recomputed_for
-from satcompile.solver.step import Phase, Step, StepOperation, backward_order
+from satcompile.solver.step import (
+    Phase,
+    Step,
+    StepOperation,
+    StepProfile,
+    backward_order,
+    forward_order,
+    simulate_orders,
+)
 from satcompile.solver.timing import Timing
 
 _SIZES = (0, 1, 2, 2, 4, 4, 4, 7)  # few, so that one result fits where another was
@@ -156,3 +165,9 @@ def random_backward(made: MadeStep, saved: frozenset[int], seed: int) -> list[in
             return None
         order += [*again, index]
     return order
+
+
+def simulate(step: Step, saved: Iterable[int]) -> StepProfile:
+    """Bytes alive over the step when ``saved`` crosses, in the usual orders."""
+    saved = frozenset(saved)
+    return simulate_orders(step, forward_order(step, saved), backward_order(step, saved), saved)

@@ -17,9 +17,9 @@ from satcompile.solver.step import (
     StepOperation,
     backward_order,
     forward_order,
-    simulate,
     simulate_orders,
 )
+from tests.solver.steps import simulate
 
 few = settings(max_examples=60, deadline=None)
 EFFORT = 1_000

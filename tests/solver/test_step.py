@@ -15,9 +15,9 @@ from satcompile.solver.step import (
     backward_order,
     captured_backward_order,
     forward_order,
-    simulate,
     simulate_orders,
 )
+from tests.solver.steps import simulate
 
 F, E, B = Phase.FORWARD, Phase.EITHER, Phase.BACKWARD
 

@@ -80,7 +80,7 @@ def fuse_optimizer(
         take_over_step(optimizer, scheduled)
     fused: Any = optimizer
     fused._fused_settings = settings
-    backward_updates.LEDGER.add(fused)
+    backward_updates.BACKWARD_UPDATES.add(fused)
     return optimizer
 
 
@@ -131,7 +131,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            backward_updates.LEDGER.finish(self)
+            backward_updates.BACKWARD_UPDATES.finish(self)
             updates = list(self._updates())
             scale = self._clipping_scale(updates)
             sweep(updates, scale)
@@ -156,7 +156,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return torch.clamp(limit / (self.grad_norm + 1e-6), max=1.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        backward_updates.LEDGER.check_not_applied(self)
+        backward_updates.BACKWARD_UPDATES.check_not_applied(self)
         super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -166,13 +166,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         except UnsupportedError:
             self.param_groups.pop()
             raise
-        backward_updates.LEDGER.changed()
+        backward_updates.BACKWARD_UPDATES.changed()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's; settings that cannot be fused are refused before anything is loaded."""
         check_groups([{**g, "params": ()} for g in state_dict["param_groups"]], self.torch_class)
         super().load_state_dict(state_dict)  # type: ignore[arg-type]
-        backward_updates.LEDGER.changed()
+        backward_updates.BACKWARD_UPDATES.changed()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_fused_settings": self._fused_settings}
@@ -180,7 +180,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_fused_settings" in state:  # a copy, or unpickled
-            backward_updates.LEDGER.add(self)
+            backward_updates.BACKWARD_UPDATES.add(self)
 
 
 class FusedAdamW(FusedOptimizer, torch.optim.AdamW):

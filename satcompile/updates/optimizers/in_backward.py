@@ -99,7 +99,7 @@ _NO_OFFER = Offer()
 
 
 @dataclass(eq=False)
-class Flight:
+class PendingBackward:
     """A forward whose backward has not begun; ``parameters`` by id."""
 
     parameters: frozenset[int]
@@ -112,7 +112,7 @@ class Applied:
     numbers: dict[int, Numbers] = field(default_factory=dict)
 
 
-class Ledger:
+class BackwardUpdates:
     """Every optimizer that updates inside the backward, and what is under way."""
 
     def __init__(self) -> None:
@@ -123,10 +123,10 @@ class Ledger:
         self._owners: dict[int, Owner] | None = None
         self._holders: dict[int, Owner] = {}
         self._counted: tuple[int, ...] = ()
-        self._flights: list[Flight] = []
+        self._pending: list[PendingBackward] = []
         self._kept: tuple[int, set[int]] = (-1, set())
         self._loss_is_scaled = self._last_loss_was_scaled = False
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         # Reentrant: what is collected while it is held may be a node whose end is told here.
         self._lock = threading.RLock()
 
@@ -188,10 +188,12 @@ class Ledger:
         self, reason: str, positions: Sequence[int], others: frozenset[int] = NOTHING
     ) -> Offer:
         if positions:
-            self._tell(reason)
+            self._report_once(reason)
         return Offer(others, dict.fromkeys(positions, reason))
 
-    def flew(self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]) -> None:
+    def forward_ran(
+        self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]
+    ) -> None:
         """A forward has run."""
         if not self._is_used:
             return
@@ -205,16 +207,16 @@ class Ledger:
         node = next((n for n in map(backward_node, tensors) if n is not None), None)
         if node is None:
             return
-        flight = Flight(used)
-        node.metadata["satcompile"] = flight
+        pending = PendingBackward(used)
+        node.metadata["satcompile"] = pending
         with self._lock:
-            self._flights.append(flight)
-        weakref.finalize(node, self._landed, flight).atexit = False
+            self._pending.append(pending)
+        weakref.finalize(node, self._dropped, pending).atexit = False
 
-    def _landed(self, flight: Flight | None) -> None:
+    def _dropped(self, pending: PendingBackward | None) -> None:
         with self._lock:
-            if flight in self._flights:
-                self._flights.remove(flight)
+            if pending in self._pending:
+                self._pending.remove(pending)
 
     # -- backwards -------------------------------------------------------------------------
 
@@ -222,9 +224,9 @@ class Ledger:
         """A compiled backward is about to run that returns all gradients."""
         if not self._is_used or not self._optimizers:
             return
-        flight = self._flight_of(current_backward_node())
-        if flight is not None:
-            self._kept_in_this_task().update(flight.parameters)
+        pending = self._pending_of(current_backward_node())
+        if pending is not None:
+            self._kept_in_this_task().update(pending.parameters)
 
     @contextmanager
     def backward(self, edges: Mapping[int, int]) -> Iterator[Backward]:
@@ -234,14 +236,14 @@ class Ledger:
             edges: by a gradient's position, its position among autograd's edges.
         """
         node = current_backward_node()
-        flight = self._flight_of(node)
+        pending = self._pending_of(node)
         with self._lock:
-            waiting = [other.parameters for other in list(self._flights) if other is not flight]
+            waiting = [other.parameters for other in list(self._pending) if other is not pending]
         kept = self._kept_in_this_task()
         to_apply, returned = self._decide(node, edges, kept.union(*waiting))
         applied = {id(parameter) for parameter, _ in to_apply.values()}
-        if flight is not None:
-            kept.update(flight.parameters - applied)
+        if pending is not None:
+            kept.update(pending.parameters - applied)
         call = Backward(self, to_apply, returned)
         _running.stack.append(call)
         try:
@@ -250,11 +252,11 @@ class Ledger:
             _running.stack.pop()
             torch.autograd.graph.increment_version(call.changed)
 
-    def _flight_of(self, node: Any) -> Flight | None:
+    def _pending_of(self, node: Any) -> PendingBackward | None:
         self._last_loss_was_scaled = self._loss_is_scaled
-        found: Flight | None = None if node is None else node.metadata.get("satcompile")
+        found: PendingBackward | None = None if node is None else node.metadata.get("satcompile")
         if not keeps_graph():
-            self._landed(found)
+            self._dropped(found)
         return found
 
     def _kept_in_this_task(self) -> set[int]:
@@ -290,7 +292,7 @@ class Ledger:
             elif reason is None:
                 found[slot] = (parameter, owner)
             else:
-                self._tell(reason)
+                self._report_once(reason)
                 returned[slot] = reason
             seen[id(parameter)] = slot
         return found, returned
@@ -308,15 +310,15 @@ class Ledger:
             return "the graph is retained"
         return None if will_accumulate(edge) else "gradients were asked for, not accumulated"
 
-    def _tell(self, reason: str) -> None:
+    def _report_once(self, reason: str) -> None:
         self._tell_once(
             "in_backward=True: gradients are returned to autograd and applied by step(), "
             f"without the saving in memory, because {reason}."
         )
 
     def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
+        if message not in self._reported:
+            self._reported.add(message)
             log.warning(message)
 
     def applied(self, owner: Owner, parameter: torch.Tensor, numbers: Numbers) -> None:
@@ -417,7 +419,7 @@ def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
 class Backward:
     """One run of a compiled backward; ``returned`` says per slot why autograd gets it."""
 
-    ledger: Ledger
+    ledger: BackwardUpdates
     to_apply: dict[int, tuple[torch.Tensor, Owner]]
     returned: dict[int, str]
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -452,7 +454,7 @@ class _Running(threading.local):
 
 
 _running = _Running()
-LEDGER = Ledger()
+BACKWARD_UPDATES = BackwardUpdates()
 
 
 def take_gradients(gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
