@@ -182,7 +182,7 @@ class Runner:
             self._model.compile(**settings)
 
     def step_us(self) -> float:
-        """Of forward and backward, microseconds."""
+        """Microseconds of forward and backward."""
         x = self._next_input()
         for parameter in self._model.parameters():
             parameter.grad = None

@@ -136,7 +136,7 @@ class Row:
 
     @property
     def deviation(self) -> float | None:
-        """Of the predicted peak from the measured one."""
+        """How far the predicted peak is from the measured one."""
         if self.peak_bytes is None or self.predicted_bytes is None:
             return None
         return self.predicted_bytes / self.peak_bytes - 1
@@ -216,7 +216,7 @@ class Sweep:
 
     @property
     def unlimited(self) -> GraphReport:
-        """Of our plan without a budget: what is resident is the same for all."""
+        """The report of our plan without a budget: what is resident is the same for all."""
         return next(case.graph for case in self.cases if case.graph is not None)
 
     def row(self, case: Case) -> Row:

@@ -92,7 +92,7 @@ class Row:
 
     @property
     def deviation(self) -> float | None:
-        """Of the planned peak from the measured one."""
+        """How far the planned peak is from the measured one."""
         return self.planned_bytes / self.measured_bytes - 1 if self.measured_bytes else None
 
     @property
@@ -248,7 +248,7 @@ def save(rows: Sequence[Row], folder: Path) -> list[str]:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """By model, as they are listed here."""
+    """Rows by model, as the models are listed here."""
     return sorted(rows, key=lambda row: list(MODELS).index(row.model))
 
 

@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def planned_report() -> Report:
-    """Of a model that was compiled, and of a step that was measured."""
+    """The report of a model that was compiled, and of a step that was measured."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         n_layer=4, n_embd=128, n_head=4, vocab_size=VOCABULARY, n_positions=LENGTH,

@@ -34,7 +34,7 @@ from satcompile.compile.generation import Generated
 
 @contextmanager
 def ratios_seen() -> Iterator[list[float]]:
-    """Of all plans whose code is generated inside: its peak over the simulated one."""
+    """Collect, for each plan whose code is generated inside, its peak over the simulated one."""
     found: list[float] = []
     generate = rounds.generate
 
@@ -53,7 +53,7 @@ def ratios_seen() -> Iterator[list[float]]:
 
 
 def row(architecture: Architecture) -> dict[str, Any]:
-    """Of one architecture; ``note`` says why there are no plans."""
+    """The row of one architecture; ``note`` says why there are no plans."""
     note = ""
     with ratios_seen() as found:
         try:

@@ -111,7 +111,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one seed.
+    """What one seed came to.
 
     Attributes:
         loss, accuracy, worst_class: on what was kept back, in nats and as shares; those of classes
@@ -127,8 +127,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Row:
-    """Of all seeds; ``spread`` is the standard deviation over them, and what is held against dense
-    training is so seed by seed."""
+    """What all seeds came to; ``spread`` is the standard deviation over them, and what is held against
+    dense training is so seed by seed."""
 
     model: str
     variant: str
@@ -209,7 +209,7 @@ class Trainer:
         return self.sparsity.skipped_share
 
     def judge(self, seed: int, skipped: float) -> Outcome:
-        """By compiled code without gradients, which uses of each weight what training uses."""
+        """Judge by compiled code without gradients, which uses of each weight what training uses."""
         losses, hits = [], []
         self.model.eval()
         with torch.no_grad():
@@ -333,7 +333,7 @@ def rows_of(task: Task, plan: Plan, rounds: int) -> list[Row]:
 
 
 def times(trainers: Sequence[Trainer], task: Task, rounds: int) -> list[float]:
-    """Of a step, in alternation, with the masks that training has ended with; ratios to dense."""
+    """Times of a step, in alternation, with the masks that training has ended with; ratios to dense."""
     (batch,) = task.batches(0, 1)
     made = [trainer.variant(batch) for trainer in trainers]
     for variant in made:

@@ -229,7 +229,7 @@ def digits() -> Batch:
 
 
 def step_flops(model: nn.Module, batch: Batch) -> float:
-    """Of the matrix products and convolutions in a forward and a backward as autograd does it."""
+    """FLOPs of the matrix products and convolutions in a forward and a backward as autograd does it."""
     with FlopCounterMode(display=False) as counter:
         model(*batch)[0].backward()
     for parameter in model.parameters():

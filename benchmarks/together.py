@@ -105,7 +105,7 @@ def batches(asked: argparse.Namespace, device: str) -> list[dict[str, torch.Tens
 
 
 def peak_of(side: Side, batch: dict[str, torch.Tensor]) -> int:
-    """Of forward and backward, the output being held."""
+    """The peak of forward and backward, the output being held."""
     side.forward_backward(batch)
     side.end_step()
     device = next(side.model.parameters()).device
@@ -115,7 +115,7 @@ def peak_of(side: Side, batch: dict[str, torch.Tensor]) -> int:
 
 
 def peaks_of(side: Side, batch: dict[str, torch.Tensor]) -> tuple[int, int | None]:
-    """Of a plain step, and of one that scores."""
+    """The peaks of a plain step, and of one that scores."""
     plain = peak_of(side, batch)
     if not satcompile.sparsity_state(side.model).masks:
         return plain, None

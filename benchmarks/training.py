@@ -85,7 +85,7 @@ def measure_times(made: Sequence[Variant], rounds: int) -> None:
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, everything that it started on the device included."""
+    """How long one call takes, everything that it starts on the device included."""
     _synchronize(device)
     started = time.perf_counter()
     run()

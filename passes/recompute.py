@@ -176,7 +176,7 @@ class Recompute:
 
 
 def _as_torch_has_it(problem: PlanningProblem, default: Candidate) -> StepProfile:
-    """Of the step that saves what torch's own plan saves, compiled without a plan of ours."""
+    """The profile of the step that saves what torch's own plan saves, compiled without a plan of ours."""
     step = problem.step_of(is_default=True)
     if step.constant_bytes == problem.step.constant_bytes:
         return default.profile

@@ -144,7 +144,7 @@ def _reads_once(user: fx.Node, node: fx.Node, position: int | None) -> bool:
 
 
 def _flops(node: fx.Node) -> float:
-    """Of what is going to be masked."""
+    """FLOPs of a product that is going to be masked."""
     if node.target is not aten.convolution_backward.default:
         return matrix_flops(node) or 0.0
     return convolution_flops(node, 0)

@@ -191,7 +191,7 @@ def _sources(node: fx.Node) -> list[fx.Node] | None:
 
 
 def _is_transpose(node: fx.Node) -> bool:
-    """Of a matrix."""
+    """Whether a node transposes a matrix."""
     value = node.meta.get("val")
     if node.target not in TRANSPOSES or not isinstance(value, torch.Tensor) or value.dim() != 2:
         return False
@@ -214,7 +214,7 @@ def _flops(product: fx.Node) -> float:
 
 
 def convolution_flops(backward: fx.Node, position: int) -> float:
-    """Of one of the three results of a ``convolution_backward``."""
+    """FLOPs of one of the three results of a ``convolution_backward``."""
     mask, values = list(backward.args[10]), backward.meta["val"]  # type: ignore[arg-type]
     if not mask[position]:
         return 0.0

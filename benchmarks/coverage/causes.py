@@ -67,8 +67,8 @@ class Figures:
 
     @property
     def deviation(self) -> float | None:
-        """Of the predicted peak, as a share of what the step allocates. None with several graphs:
-        each predicts its own part, and what runs eagerly between them nobody predicts."""
+        """How far the predicted peak is from the measured one, as a share of what the step allocates. None
+        with several graphs: each predicts its own part, and what runs eagerly between them nobody predicts."""
         if self.predicted_bytes is None or not self.measured_bytes or self.graphs != 1:
             return None
         step_bytes = max(self.measured_bytes - self.resident_bytes, 1)

@@ -109,7 +109,7 @@ class _Types(TorchDispatchMode):
 
 
 def least_precise(run: Callable[[], Any]) -> torch.dtype:
-    """Of the types in which ``run()`` computes."""
+    """The least precise of the types in which ``run()`` computes."""
     with _Types() as types, torch.no_grad():
         run()
     return max(types.seen, key=lambda dtype: TOLERANCES.get(dtype, 0.0))

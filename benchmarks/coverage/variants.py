@@ -41,7 +41,7 @@ def context_of(variant: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def _checkpointed(model: nn.Module) -> nn.Module:
-    """By the model's own switch where it has one, else around each block of its lists."""
+    """Checkpoint by the model's own switch where it has one, else around each block of its lists."""
     inner = model.model if isinstance(model, Scored) else model
     if getattr(inner, "supports_gradient_checkpointing", False):
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -24,7 +24,7 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def call_us(run: Callable[[], Any], calls: int, rounds: int = 7) -> float:
-    """Of one of so many calls in a row, the median of rounds."""
+    """The time of one of so many calls in a row, the median of rounds."""
     run()
     times = []
     for _ in range(rounds):
@@ -58,7 +58,7 @@ def product_rate(dtype: torch.dtype, size: int) -> float:
 
 
 def launch_us() -> float:
-    """Of a kernel with nothing to do, one behind the other."""
+    """The time of a kernel with nothing to do, one behind the other."""
     x = torch.zeros(1, device="cuda")
     return call_us(lambda: x.add_(1), 200)
 

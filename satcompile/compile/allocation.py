@@ -328,7 +328,7 @@ class StepWalk:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """Of what is asked for."""
+        """The most that is asked for at a time."""
         return max(profile.peak_bytes for profile in self.profiles())
 
     @property

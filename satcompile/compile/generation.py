@@ -158,7 +158,7 @@ class Generated:
 
     @property
     def prediction(self) -> str:
-        """By what the step's bytes are known, in words."""
+        """How the step's bytes are known, in words."""
         return BY_SIMULATION if self.walk is None else BY_CODE
 
     @property

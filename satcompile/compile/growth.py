@@ -88,7 +88,7 @@ def _text_grows(source: str) -> bool:
 
 
 def _grows(node: ast.AST) -> bool:
-    """Of one part of the text; the parts that it is made of are asked by themselves."""
+    """Whether one part of the text grows; the parts that it is made of are asked by themselves."""
     if isinstance(node, _DECIDING):
         return False
     if isinstance(node, ast.UnaryOp):

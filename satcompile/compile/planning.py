@@ -246,7 +246,7 @@ def _sparsified(
 
 
 def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:
-    """By slot, the position among the edges of autograd's node, of which tensors alone have one."""
+    """The position of each slot among the edges of autograd's node, of which tensors alone have one."""
     tensors = [i for i, node in enumerate(graph.primals) if is_tensor(node)]
     edges = {position: edge for edge, position in enumerate(tensors)}
     return {slot: edges[slot] for slot in slots}

@@ -36,7 +36,7 @@ def keep_products_apart(graph: fx.Graph) -> None:
 
 
 class _Values:
-    """Of a graph: who reads what, views seen through."""
+    """The values of a graph: who reads what, views seen through."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._base: dict[fx.Node, fx.Node] = {}

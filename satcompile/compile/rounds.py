@@ -109,7 +109,7 @@ class Planned:
         return sizes in self._figures
 
     def _simulated_at(self, sizes: Sizes) -> Figures | None:
-        """Of code that cannot be followed, what is known at the sizes for which it was planned."""
+        """What is known of code that cannot be followed, at the sizes for which it was planned."""
         made = self.generated
         is_known = made.is_training and made.walk is None and sizes == self.sizes
         return made.figures if is_known else None
@@ -264,8 +264,10 @@ class Compilation:
             rounds += 1
             if made.compiled is not None and made.is_within(accept_bytes):
                 return Planned(made, rounds, sizes)
-            simulated_bytes = made.graphs.plan.profile.peak_bytes
-            if simulated_bytes > max(limit, request.default_within_bytes):
+            plan = made.graphs.plan
+            simulated_bytes = plan.profile.peak_bytes
+            tried_within = request.default_within_bytes if plan.is_default else 0
+            if simulated_bytes > max(limit, tried_within):
                 break  # no lower plan is known
             over = made.step_peak_bytes - accept_bytes
             log.debug("round %d: generated code is %s over", rounds, format_bytes(over))

@@ -351,8 +351,8 @@ def _number_emitted(
 
 
 def _replays_in_order(module: fx.GraphModule, joint: Reference) -> dict[Any, Iterator[int]]:
-    """By key, the counts of the random operators that torch has wrapped to be drawn again: those
-    that do not stand in ``module`` under their own names."""
+    """Counts, by key, of the random operators that torch has wrapped to be drawn again: those that do not
+    stand in ``module`` under their own names."""
     plain = {node.name for node in module.graph.nodes}
     waiting: dict[Any, list[int]] = {}
     for name, (key, count) in joint.replays.items():
@@ -449,7 +449,7 @@ def simulate_emitted(
 
 
 def _original_name(node: fx.Node) -> str:
-    """Of the joint graph's node; placeholders stand for no computation."""
+    """The name of the joint graph's node; placeholders stand for no computation."""
     return "" if node.op == "placeholder" else str(node.meta.get(COPY_OF, node.name))
 
 

@@ -64,7 +64,7 @@ class PlanningProblem:
 
     @property
     def _runs_on_cpu(self) -> bool:
-        """By the device that is planned for, which need not be the one where it was traced."""
+        """Whether the device that is planned for, which need not be the one of the trace, is a CPU."""
         return self.costs.device.kind == "cpu"
 
     def _is_operation(self, node: fx.Node) -> bool:
@@ -167,7 +167,7 @@ class PlanningProblem:
 
     @property
     def workspaces_bytes(self) -> list[int]:
-        """Of each operation, what it takes and gives back, at the sizes that are planned for."""
+        """What each operation takes and gives back, at the sizes that are planned for."""
         return [self._workspace_bytes(node) for node in self.operations]
 
     def _workspace_bytes(self, node: fx.Node) -> int:

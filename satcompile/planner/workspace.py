@@ -108,8 +108,8 @@ def _cut(value: Any) -> Any:
 
 
 def workspace_of(node: fx.Node) -> int | None:
-    """Of an operation of a graph, as it would be called at the sizes for which it is compiled; None
-    where it cannot be tried. A matrix product in full precision takes nothing, and is not."""
+    """What an operation of a graph takes inside, at the sizes for which it is compiled; None where it
+    cannot be tried. A matrix product in full precision takes nothing, and is not tried."""
     op, result = node.target, node.meta.get("val")
     if not may_need_workspace(op):
         return None

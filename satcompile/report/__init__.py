@@ -1,0 +1,1 @@
+"""What was decided, as data, text and pages. Nothing below imports it."""

@@ -125,7 +125,7 @@ class _Section:
 
     @property
     def simulation_off_bytes(self) -> int:
-        """By how much the chart's peak is below that of the code which runs."""
+        """How far the chart's peak is below that of the code which runs."""
         timeline = self.graph.timeline
         return 0 if timeline is None else self.graph.predicted_peak_bytes - timeline.peak_bytes
 

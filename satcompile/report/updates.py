@@ -19,7 +19,7 @@ from satcompile.updates.optimizers.in_backward import BACKWARD_UPDATES
 
 @dataclass(frozen=True)
 class LatestCall:
-    """Of a graph.
+    """The latest call of a graph.
 
     Attributes:
         parameters: by position among the graph's inputs, those that are alive.
@@ -115,17 +115,17 @@ class UpdateReport:
 
     @property
     def consumed_bytes(self) -> int:
-        """Of gradients that are handed over as they appear, and so need not coexist."""
+        """Bytes of gradients that are handed over as they appear, and so need not coexist."""
         return sum(row.num_bytes for row in self.parameters if row.consumed)
 
     @property
     def returned_bytes(self) -> int:
-        """Of gradients that exist together when the backward has ended."""
+        """Bytes of gradients that exist together when the backward has ended."""
         return sum(row.num_bytes for row in self.parameters if not row.consumed)
 
     @property
     def unplanned_bytes(self) -> int:
-        """Of gradients that the latest backward returned although the plan has them consumed: the
+        """Bytes of gradients that the latest backward returned although the plan has them consumed: the
         predicted peak does not count them."""
         parameters, returned = self._latest_call().parameters, self._returned() or {}
         return sum(_bytes_of(parameters[slot]) for slot in returned if slot in parameters)

@@ -93,7 +93,7 @@ def _refuse_unreadable(graphs: Sequence[StepGraph]) -> None:
 
 @dataclass(frozen=True)
 class _Calls:
-    """Of a step, in the order of their forwards."""
+    """The calls of a step, in the order of their forwards."""
 
     graphs: Sequence[StepGraph]
     sizes: Sequence[Sizes]
@@ -101,7 +101,7 @@ class _Calls:
 
     @cached_property
     def distinct(self) -> dict[int, int]:
-        """By a graph's identity, the position of its first call."""
+        """The position of each graph's first call, by the graph's identity."""
         return {id(graph): k for k, graph in reversed(list(enumerate(self.graphs)))}
 
     def together(self, figures: Sequence[Figures]) -> Together:

@@ -34,7 +34,7 @@ class _Known:
 
 @dataclass
 class _State:
-    """Of one parameter: bytes, and the class of the optimizer whose state has none to predict."""
+    """The state of one parameter: bytes, and the class of the optimizer whose state has none to predict."""
 
     num_bytes: int = 0
     unpredictable: str = ""
@@ -77,7 +77,7 @@ class KnownOptimizers:
         return self._version
 
     def state_bytes(self, parameters: Iterable[torch.Tensor]) -> tuple[int, tuple[str, ...]]:
-        """Of the state for these parameters; and notes on what could not be predicted."""
+        """Bytes of the state for these parameters; and notes on what could not be predicted."""
         _ = self.version
         total, unpredictable = 0, ""
         for parameter in parameters:
@@ -94,7 +94,7 @@ class KnownOptimizers:
         )
 
     def existing_bytes(self, parameters: Iterable[torch.Tensor]) -> int:
-        """Of the state for these parameters that is there already."""
+        """Bytes of the state for these parameters that is there already."""
         states = [
             optimizer.state.get(parameter) for parameter in parameters for optimizer in self.alive()
         ]

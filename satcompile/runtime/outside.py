@@ -34,7 +34,7 @@ class Outside:
 
     @property
     def residency(self) -> Residency:
-        """Of the leaves."""
+        """What the leaves keep alive."""
         state, notes = OPTIMIZERS.state_bytes(self.leaves)
         if self.saved or self.leaves:
             notes = (*notes, _NOTE)

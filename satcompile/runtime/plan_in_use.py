@@ -72,7 +72,7 @@ class PlanInUse:
             return self.generated.compiled(*args)
 
     def _evaluation(self, *args: Any) -> Any:
-        """Of a graph without a backward, whose weights are trained in tiles."""
+        """Run a graph without a backward, whose weights are trained in tiles."""
         made = self.generated
         assert made.compiled is not None
         if not self._told_of_dense_uses:

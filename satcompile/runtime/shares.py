@@ -58,7 +58,7 @@ class Stretch(NamedTuple):
 
     @property
     def peak_bytes(self) -> int:
-        """Of a step of these calls, with what is resident."""
+        """The peak of a step of these calls, with what is resident."""
         backwards = max(self.backward_bytes + self.output_bytes, self.last_bytes)
         return self.lasting_bytes + max(0, self.forward_bytes, backwards)
 
@@ -68,7 +68,7 @@ NO_CALLS = Stretch(0, 0, 0, 0, _NEVER, _NEVER, _NEVER)
 
 
 def stretch_of_one(residency: Residency, figures: Figures) -> Stretch:
-    """Of one call."""
+    """The stretch of one call."""
     inputs = residency.inputs
     return Stretch(
         residency.total_bytes - inputs,
@@ -155,7 +155,7 @@ class Room:
         return self.budget_bytes - self.reserve_bytes
 
     def peak_bytes_with(self, figures: Figures) -> int:
-        """Of the whole step, were these the call's."""
+        """The peak of the whole step, were these the call's figures."""
         own = stretch_of_one(self.residency, figures)
         return self.earlier.then(own).then(self.later).peak_bytes
 
@@ -166,7 +166,7 @@ class Room:
 
     @property
     def outside_bytes(self) -> int:
-        """Of the other calls, at this call's worst."""
+        """What the other calls hold at this call's worst."""
         before, after = self.earlier, self.later
         lasting_bytes = before.lasting_bytes + after.lasting_bytes
         return lasting_bytes + before.held_bytes + after.gradient_bytes + after.output_bytes

@@ -130,7 +130,7 @@ class Call:
 
     @share.setter
     def share(self, share: Share | Callable[[], Share | None] | None) -> None:
-        """Of what is costly to know, and seldom asked for, what makes it."""
+        """A share that is costly to know, and seldom asked for, is given as what makes it."""
         self._share = share
 
     def count_what_it_borrowed(self) -> None:
@@ -140,7 +140,7 @@ class Call:
             self.borrowed_bytes = 0
 
     def count_gradients(self, num_bytes: int) -> None:
-        """Of its parameters; who counted them is gone."""
+        """Count gradients of its parameters; who counted them is gone."""
         if num_bytes:
             self._count(Residency(gradients=num_bytes))
             self.lasting += Residency(gradients=num_bytes)
@@ -179,7 +179,7 @@ class Call:
 
     @property
     def share_now(self) -> Share | None:
-        """Of a call whose backward has run its gradients are left."""
+        """The share as it is: once the backward has run, gradients are left."""
         share = self.share
         return share if share is None or self.is_open else share.closed
 
@@ -300,8 +300,8 @@ class Step:
         return num_bytes
 
     def outside_of(self, tensors: Sequence[torch.Tensor]) -> Residency:
-        """Of what eager code holds behind a call's inputs, what no earlier call has counted; what it
-        has saved as inputs."""
+        """What eager code holds behind a call's inputs and no earlier call has counted; what it has saved
+        counts as inputs."""
         found = held_outside(tensors)
         counted = self.counted
         new = [leaf for leaf in found.leaves if id(leaf) not in counted]
@@ -326,12 +326,12 @@ class Step:
         self._suffixes = None
 
     def gradient_bytes_of(self, who: Hashable) -> int:
-        """Of an instance's gradients, as its calls have counted them."""
+        """Bytes of an instance's gradients, as its calls have counted them."""
         return sum(call.lasting.gradients for call in self.calls if call.who == who)
 
     @property
     def outlasting(self) -> Stretch:
-        """Of the calls that were dropped."""
+        """What outlasts the calls that were dropped."""
         if self.gone is NOTHING_RESIDENT or not self.gone.total_bytes:
             return NO_CALLS
         return NO_CALLS._replace(lasting_bytes=self.gone.total_bytes)
@@ -508,7 +508,7 @@ class Steps:
             self._alone = alone
 
     def _join_alone(self) -> None:
-        """Of the call that was alone, if it is open, make the first one of a step."""
+        """Make the call that was alone the first one of a step, if it is open."""
         alone, self._alone = self._alone, None
         node = None if alone is None else alone.open_node
         if alone is None or node is None:

@@ -85,7 +85,7 @@ class Annealing:
 
     @property
     def best_time(self) -> float:
-        """Of the best plan that fits; infinite while there is none."""
+        """The time of the best plan that fits; infinite while there is none."""
         return float(self._state[_BEST_TIME])
 
     @property
@@ -98,7 +98,7 @@ class Annealing:
 
     @property
     def peak_bytes(self) -> int:
-        """Of the plan that it is at."""
+        """The peak of the current plan."""
         return int(self._plan.load[: self._plan.numbers[LENGTH]].max())
 
 

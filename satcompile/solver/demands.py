@@ -354,7 +354,7 @@ def _join(first: Sequence[Arc], second: Sequence[Arc]) -> list[Arc] | None:
 
 
 def undominated_arcs(arcs: Sequence[Arc]) -> list[Arc]:
-    """Of the arcs between the same demands, those that no other matches in bytes and time."""
+    """The arcs between the same demands that no other matches in bytes and time."""
     kept: list[Arc] = []
     for arc in sorted(arcs, key=lambda a: (a[0], a[1], a[2], a[3], -a[4])):
         last = kept[-1] if kept else None

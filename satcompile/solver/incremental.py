@@ -155,8 +155,8 @@ def copies_around(count, stages, n, node, at):  # type: ignore[no-untyped-def]
 
 @compiled
 def reads_within(reader_start, readers, count, stages, n, node, begin, end, at):  # type: ignore[no-untyped-def]
-    """Of the keys between ``begin`` and ``end`` that read a node: the last, or ``begin``; the
-    first behind ``at``, or ``end``; whether ``at`` is one."""
+    """The keys between ``begin`` and ``end`` that read a node: the last, or ``begin``; the first behind
+    ``at``, or ``end``; whether ``at`` is one."""
     last, following, here = begin, end, False
     for r in range(reader_start[node], reader_start[node + 1]):
         reader = readers[r]

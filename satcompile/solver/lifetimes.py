@@ -50,7 +50,7 @@ class Lifetimes:
 def lifetimes(
     step: Step, forward: Sequence[int], backward: Sequence[int], saved: Iterable[int]
 ) -> Lifetimes:
-    """Of a step whose operations run in the given orders (see ``simulate_orders``)."""
+    """Lifetimes in a step whose operations run in the given orders (see ``simulate_orders``)."""
     saved = frozenset(saved)
     events = forward_events(step, forward, saved)
     reading = _Reading()

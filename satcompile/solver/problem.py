@@ -135,7 +135,7 @@ class Problem:
 
     @cached_property
     def total_time(self) -> float:
-        """Of computing every node once."""
+        """The time of computing every node once."""
         return math.fsum(self.times)
 
     @cached_property

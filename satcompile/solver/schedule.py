@@ -36,12 +36,12 @@ class Schedule:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """By replay."""
+        """The peak, by replay."""
         return max(loads(self.problem, self.sequence), default=0)
 
     @cached_property
     def extra_time(self) -> float:
-        """Of all computations beyond the first of each node, in the problem's unit."""
+        """The time of all computations beyond the first of each node, in the problem's unit."""
         seen: set[int] = set()
         extra = 0.0
         for node in self.sequence:

@@ -107,7 +107,7 @@ class _LaterModule:
 
 
 def _origins_of(buffer: Any) -> Any:
-    """Of a buffer; what an operator writes into has none."""
+    """The origins of a buffer; what an operator writes into has none."""
     return buffer.get_origins() if hasattr(buffer, "get_origins") else ()
 
 

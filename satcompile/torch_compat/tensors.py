@@ -44,7 +44,7 @@ class StorageReferences:
         return True
 
     def addresses(self) -> frozenset[int]:
-        """By which storages are told apart."""
+        """What storages are told apart by."""
         return frozenset(self._addresses)
 
     def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:

@@ -48,7 +48,7 @@ def test_after_a_second_round_the_plan_is_another_one() -> None:
 
 @pytest.mark.parametrize(("peak", "misses"), [(10_270, 0), (10_290, 1), (9_740, 0), (9_730, 1)])
 def test_resident_bytes_do_not_dilute_deviations(peak: int, misses: int) -> None:
-    """Of 10000 bytes 1000 are resident: 3% of the step's 9000 are 270."""
+    """1000 of 10000 bytes are resident: 3% of the step's 9000 are 270."""
     row = replace(GOOD, measured_bytes=peak)
     assert abs(row.deviation) <= planned.TOLERANCE
     assert len(planned.missed_goals([row])) == misses

@@ -22,7 +22,7 @@ CLOSE = 1e-4  # of a loss: kernels that fuse differently add in another order
 
 
 def assert_within_the_budget() -> None:
-    """Of the one training graph that ran; and that there was something to plan."""
+    """The one training graph that ran is within it; and there was something to plan."""
     (graph,) = satcompile.report().graphs
     assert graph.measured_peak_bytes is not None and graph.budget_bytes is not None
     assert graph.measured_peak_bytes <= graph.budget_bytes < graph.default_peak_bytes
@@ -34,7 +34,7 @@ def assert_close(found: Sequence[float], wanted: Sequence[float]) -> None:
 
 
 def eager_losses(steps: int, batch: int = BATCH) -> list[float]:
-    """Of the plain loop, uncompiled."""
+    """Losses of the plain loop, uncompiled."""
     model, losses = gpt2(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for tokens in batches(steps, batch):

@@ -32,7 +32,7 @@ def refused(model: Any, inputs: dict[str, Any], **options: Any) -> satcompile.Bu
 
 
 def bytes_of(tensors: Any) -> int:
-    """Of distinct tensors: labels may be the inputs themselves."""
+    """Bytes of distinct tensors: labels may be the inputs themselves."""
     return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 

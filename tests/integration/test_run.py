@@ -65,7 +65,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def default_peak(model: nn.Module, x: torch.Tensor) -> int:
-    """Of torch's own plan, with what is resident; afterwards nothing is compiled."""
+    """The peak of torch's own plan, with what is resident; afterwards nothing is compiled."""
     run = within(model, LARGE)
     loss_of(run, x)
     clear_gradients(model)
@@ -335,7 +335,7 @@ def test_branches_by_value_are_followed(device: str) -> None:
 
 
 def test_what_torch_leaves_to_eager_is_refused_with_a_budget(device: str) -> None:
-    """Of a loop that ends by a value torch has no compiled backward; it falls back with a warning."""
+    """A loop that ends by a value has no compiled backward in torch; it falls back with a warning."""
     loop = torch.ops.higher_order.while_loop
 
     class Looping(nn.Module):

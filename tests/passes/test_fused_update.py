@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def backward_graph() -> fx.Graph:
-    """Of y = (x @ w).sin() @ w: w is read by two names, last behind the last gradient."""
+    """The backward of y = (x @ w).sin() @ w: w is read by two names, last behind the last gradient."""
     graph = fx.Graph()
 
     def call(name: str, target: Any, *args: Any) -> fx.Node:

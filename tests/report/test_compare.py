@@ -24,7 +24,7 @@ def layers(count: int, source: str = "model.py:12", **changed) -> list[ValueRow]
 
 
 def code(*sources: str) -> Timeline:
-    """Of a model with these source lines."""
+    """A timeline of a model with these source lines."""
     found = tuple(Allocation(f"a{i}", 1, 0, 0, "saved", "", s) for i, s in enumerate(sources))
     return Timeline(("op",), ("forward",), (1.0,), (len(found),), found)
 

@@ -258,7 +258,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser, page, dark):
 
 
 def luminance(colour: str) -> float:
-    """Of "rgb(1, 2, 3)" or "#010203", by WCAG 2."""
+    """The luminance of "rgb(1, 2, 3)" or "#010203", by WCAG 2."""
     hexadecimal = re.fullmatch(r"#(..)(..)(..)", colour)
     numbers = (
         [int(part, 16) for part in hexadecimal.groups()]

@@ -101,7 +101,7 @@ def test_torch_knows_the_log_by_name_without_importing_the_backend(setting: str)
 
 
 def test_nothing_is_said_unasked() -> None:
-    """By us: torch may warn of an old Python, or of a GPU's absence."""
+    """We say nothing: torch may warn of an old Python, or of a GPU's absence."""
     plain = re.sub(r"torch\.compile\(model, .*\)\n", "torch.compile(model)\n", STEP)
     assert plain != STEP
     said = [[_without_time(line) for line in run(code).splitlines()] for code in (STEP, plain)]

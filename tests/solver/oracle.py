@@ -23,7 +23,7 @@ class Replay:
 
 
 def replay_sequence(problem: Problem, sequence: Sequence[int]) -> Replay:
-    """Of computations alone: a copy is there from where it is made to where it is last read.
+    """Replay computations alone: a copy is there from where it is made to where it is last read.
 
     Looks at every position for every copy.
     """
@@ -50,7 +50,7 @@ def replay_sequence(problem: Problem, sequence: Sequence[int]) -> Replay:
 
 
 def replay_steps(problem: Problem, steps: Iterable[tuple[str, int]]) -> Replay:
-    """Of computations and evictions: what is read is resident, what is evicted was."""
+    """Replay computations and evictions: what is read is resident, what is evicted was."""
     resident: set[int] = set()
     computed: list[int] = []
     peak = 0
@@ -84,8 +84,8 @@ Move = tuple[float, int, Hashable]
 
 
 def least_extra_time(problem: Problem, budget_bytes: int) -> float | None:
-    """Of all schedules with the problem's order of first computations, with any number of copies;
-    None where none fits."""
+    """The least of all schedules with the problem's order of first computations, with any number of
+    copies; None where none fits."""
 
     def moves(state: tuple[int, int]) -> Iterator[Move]:
         first, resident = state
@@ -100,8 +100,8 @@ def least_extra_time(problem: Problem, budget_bytes: int) -> float | None:
 
 
 def least_extra_time_in_order(problem: Problem, budget_bytes: int) -> float | None:
-    """Of those that, between two first computations, recompute in the order of the nodes, each at
-    most once (Checkmate's class)."""
+    """The least of those that, between two first computations, recompute in the order of the nodes, each
+    at most once (Checkmate's class)."""
 
     def moves(state: tuple[int, int, int]) -> Iterator[Move]:
         first, begin, resident = state
@@ -118,7 +118,7 @@ def least_extra_time_in_order(problem: Problem, budget_bytes: int) -> float | No
 
 
 def lowest_peak(problem: Problem, free_order: bool = False) -> int:
-    """Of all schedules, at any cost."""
+    """The lowest peak of all schedules, at any cost."""
     everything = (1 << len(problem)) - 1
 
     def moves(state: tuple[int, int]) -> Iterator[Move]:

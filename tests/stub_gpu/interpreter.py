@@ -160,7 +160,7 @@ def _as_float32(handle: Any) -> Any:
 
 
 def _bfloat16_bits(values: Any) -> Any:
-    """Of the nearest bfloat16, of the even one where two are as near."""
+    """The bits of the nearest bfloat16, of the even one where two are as near."""
     bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

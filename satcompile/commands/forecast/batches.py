@@ -135,7 +135,7 @@ class _Fit:
 
 
 def _larger(one: _Fit | None, other: _Fit | None) -> _Fit | None:
-    """Of the same batch, the one that adds less."""
+    """The fit of the larger batch; of the same batch, the one that adds less."""
     if one is None or other is None:
         return one or other
     return max(one, other, key=lambda fit: (fit.batch, -fit.added_share))
@@ -171,7 +171,7 @@ class _Plans:
         return self._search.checkpointed()
 
     def share_of(self, plan: Candidate) -> float:
-        """Of the forward's time, that a plan adds."""
+        """What a plan adds, as a share of the forward's time."""
         return plan.solution.time_us / max(self._problem.forward_time_us, 1e-9)
 
     def at_half(self) -> Candidate | None:

@@ -57,7 +57,7 @@ class Request:
 
 
 def names() -> tuple[str, ...]:
-    """Of the models that are known by name."""
+    """Names of the models that are known."""
     return tuple(PUBLISHED)
 
 

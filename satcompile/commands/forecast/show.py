@@ -131,7 +131,7 @@ def _batch(found: LargestBatch) -> RenderableType:
 
 
 def _price(share: float) -> str:
-    """Of a plan, in the forward's time."""
+    """The time that a plan adds, in the forward's time."""
     if share > _MANY_FORWARDS:
         return f"adds {share:.1f} times the forward"
     return f"adds {share:.1%} of the forward" if share else ""

@@ -173,8 +173,8 @@ def _check_units(use: Use, units: int) -> None:
 
 
 def _stages(graph: TrainingGraph, uses: dict[fx.Node, Use]) -> dict[fx.Node, int]:
-    """By the longest way through values of all rows. What neither forward nor backward claims is
-    computed as late as its readers allow."""
+    """The stage of each node, by the longest way through values of all rows. What neither forward nor
+    backward claims is computed as late as its readers allow."""
     stages: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
         within = node in uses

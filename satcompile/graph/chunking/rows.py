@@ -108,7 +108,7 @@ class Chunk(Protocol):
         ``aligned_to``'s chunk shape where it is broadcast to that."""
 
     def shape(self, node: fx.Node) -> Shape:
-        """Of the node in this chunk."""
+        """The shape of the node in this chunk."""
 
     def blocks(self, unit: int) -> int:
         """How many of ``unit`` blocks of rows are in this chunk."""

@@ -1,0 +1,1 @@
+"""What operations cost on a device: microseconds by a roofline, bytes of memory."""

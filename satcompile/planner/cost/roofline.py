@@ -119,7 +119,7 @@ def matrix_flops(node: fx.Node) -> float | None:
 def _dense_flops(
     node: fx.Node, target: Any, arguments: tuple[Any, ...], result: int | None
 ) -> float:
-    """Of a sparse operator, were all tiles active: which are is not known yet."""
+    """FLOPs of a sparse operator with all tiles active: which are is not known yet."""
     from torch.utils.flop_counter import flop_registry
 
     value = node.meta.get("val")

@@ -68,7 +68,7 @@ def check_numbers(name: str, numbers: torch.Tensor, device: torch.device) -> Non
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of the dimensions along which there is more than one element."""
+    """Strides of the dimensions along which there is more than one element."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tuple(stride for size, stride in sizes if size > 1)
 

@@ -35,7 +35,7 @@ def faster(
 def _ratio(
     sparse: Callable[[], torch.Tensor], dense: Callable[[], torch.Tensor], device: torch.device
 ) -> float:
-    """Of the shortest times, taken in alternation, after calls that may compile something."""
+    """The ratio of the shortest times, taken in alternation, after calls that may compile something."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPEATS + 1):
         for call, taken in zip((sparse, dense), times, strict=True):

@@ -77,7 +77,7 @@ def _row(update: Update, first_program: int) -> list[int]:
 
 
 def _steps(tiles: Tiles | None, width: int) -> tuple[int, ...]:
-    """Of what numbers of elements the distances between tiles and between their rows are made."""
+    """Numbers of elements of which the distances between tiles and between their rows are made."""
     if tiles is None:
         return ()
     if tiles.width >= width:

@@ -283,7 +283,7 @@ def _timed(candidates: Iterable[Parts], launch: Callable[[Parts], None]) -> Part
 
 
 def _milliseconds(launch: Callable[[Parts], None], parts: Parts) -> float:
-    """Of one launch; infinite where this GPU has too little shared memory for it."""
+    """The time of one launch; infinite where this GPU has too little shared memory for it."""
     from satcompile.updates.kernels.device_code_sparse import OutOfResources
 
     try:

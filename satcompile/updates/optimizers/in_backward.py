@@ -146,7 +146,7 @@ class BackwardUpdates:
         self._owners = None
 
     def owners(self) -> Mapping[int, Owner]:
-        """By the parameter's id."""
+        """Who updates each parameter, by the parameter's id."""
         if self._owners is None or self._optimizers or self._counted:
             self._look_again()
         assert self._owners is not None

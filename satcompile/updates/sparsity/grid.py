@@ -69,7 +69,7 @@ class Grid:
         return heights[:, None] * widths[None, :]
 
     def share(self, active: torch.Tensor) -> float:
-        """Of the weight's elements, those in the tiles of a map of bool."""
+        """The share of the weight's elements in the tiles of a map of bool."""
         return float(self.sizes[active].sum()) / self.num_elements
 
     def element_mask(self, active: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from satcompile.updates.sparsity.settings import Sparsity
 
 
 class Mask:
-    """Of one parameter.
+    """The mask of one parameter.
 
     Attributes:
         grid: how it is cut.
@@ -145,7 +145,7 @@ def bound(slot: int) -> Bound | None:
 
 
 def bindings(parameters: Mapping[int, Any]) -> dict[int, Bound]:
-    """By slot, for a graph that is about to run with these parameters."""
+    """Masks by slot, for a graph that is about to run with these parameters."""
     found = {}
     for slot, parameter in parameters.items():
         mask = None if parameter is None else mask_of(parameter)

@@ -35,7 +35,7 @@ class Pattern:
 
     @cached_property
     def share(self) -> float:
-        """Of the weight's elements."""
+        """The active share of the weight's elements."""
         return self.grid.share(self.active)
 
     def tiles(self, device: torch.device) -> Tiles:

@@ -52,8 +52,8 @@ def tile_scores(
 
 
 def map_bytes(score: Score, weights: Iterable[torch.Tensor], block: int) -> int:
-    """Of the maps into which steps that score put what they find, from the first one on. Of weights
-    that may be cut, as if all of them were."""
+    """Bytes of the maps into which steps that score put what they find, from the first one on. Weights
+    that may be cut count as if all of them were."""
     if score not in FROM_GRADIENTS:
         return 0
     grids = [(Grid.of(w.shape, block), w.dtype) for w in weights if w.dim() > 1]

@@ -37,7 +37,7 @@ class SparsityState:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """By parameter, a bool tensor of its shape: where it is trained. A copy."""
+        """Where each parameter is trained: a bool tensor of its shape, by name. A copy."""
         return {
             name: mask.grid.element_mask(mask.trained.active)
             for name, mask in self._masks().items()
@@ -45,7 +45,7 @@ class SparsityState:
 
     @property
     def forward_masks(self) -> dict[str, torch.Tensor]:
-        """By parameter, a bool tensor of its shape: where the forward uses it. A copy."""
+        """Where the forward uses each parameter: a bool tensor of its shape, by name. A copy."""
         return {
             name: mask.grid.element_mask((mask.forward or mask.everything).active)
             for name, mask in self._masks().items()
@@ -53,13 +53,14 @@ class SparsityState:
 
     @property
     def tiles(self) -> dict[str, torch.Tensor]:
-        """By parameter, a bool tensor of (rows of tiles, columns of tiles): which are trained."""
+        """Which tiles of each parameter are trained: a bool tensor of (rows of tiles, columns of tiles), by
+        name."""
         return {name: mask.trained.active.clone() for name, mask in self._masks().items()}
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
-        """By parameter, a float64 tensor like those of ``tiles``: the running mean of each tile's
-        share of all scores. Parameters that were not scored yet are left out."""
+        """The running mean of each tile's share of all scores, by name: float64 tensors like those of
+        ``tiles``. Parameters that were not scored yet are left out."""
         return {
             name: mask.score.clone()
             for name, mask in self._masks().items()

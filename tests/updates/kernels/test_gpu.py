@@ -173,7 +173,7 @@ def _check_masked_mm(
     *,
     tf32: bool = False,
 ) -> None:
-    """Of each block of columns every third block of rows counts, of one of them none."""
+    """Every third block of rows of each block of columns counts, and of one of them none."""
     depth, width = tile
     down, across = -(-b.shape[0] // depth), -(-b.shape[1] // width)
     blocks = [list(range(column % 3, down, 3)) if column != 1 else [] for column in range(across)]

@@ -43,7 +43,7 @@ def _check_tile_mm(
     parts: Parts | None = TINY,
     tf32: bool = False,
 ) -> None:
-    """Of what is not a number before, nothing is left."""
+    """What is not a number before leaves nothing behind."""
     if out is None:
         out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype)
     out.fill_(NAN)
