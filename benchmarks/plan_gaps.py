@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import transformers
-from satcompile.passes.recompute import Recompute
 
 from benchmarks import environment, write_results
 from benchmarks.plan_quality import DEVICE, WORKLOADS, trace
@@ -27,6 +26,7 @@ from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.cost.device import known_gpu
 from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.recompute import Recompute
 
 SHARES = (0.8, 0.6, 0.5, 0.4)
 

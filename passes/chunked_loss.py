@@ -23,6 +23,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from satcompile.passes.contract import Ensures, Result, Stage
+from satcompile.passes.facts import Facts
 from torch import fx
 
 from satcompile.graph.chunking.region import CHUNK_OF, Region, amplifiers, find
@@ -38,19 +40,6 @@ _HEADS = 8  # projections that are looked at, largest first
 
 
 @dataclass(frozen=True)
-class Chunked:
-    """What became of a graph.
-
-    Attributes:
-        graph: with its vocabularies in chunks; None where it is left alone.
-        description: what was done, or why nothing was.
-    """
-
-    graph: TrainingGraph | None
-    description: str
-
-
-@dataclass(frozen=True)
 class ChunkedLoss:
     """The pass.
 
@@ -61,8 +50,11 @@ class ChunkedLoss:
     peak_bytes: int
 
     name = "chunked_loss"
+    stage = Stage.JOINT
+    requires = ()
+    ensures = Ensures.RESULTS
 
-    def run(self, graph: TrainingGraph) -> Chunked:
+    def run(self, graph: TrainingGraph, facts: Facts) -> Result[TrainingGraph]:
         """Rewrite a copy of the joint graph; ``graph`` stays as it is."""
         changed, said, looked_at = graph, list[str](), set[str]()
         for _ in range(_HEADS):
@@ -82,7 +74,7 @@ class ChunkedLoss:
             said.append(f"{_described(head)} in {len(chunks)} chunks")
         if changed is graph and not said:
             said.append("no dense product is much larger than its factors")
-        return Chunked(None if changed is graph else changed, "; ".join(said))
+        return Result(changed, "; ".join(said), facts)
 
     def _check_size(self, head: fx.Node) -> None:
         """Before anything is looked for around it: whether it were large in single precision."""

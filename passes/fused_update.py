@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from satcompile.passes.contract import Ensures, Result, Stage
+from satcompile.passes.facts import Facts
 from torch import fx
 
 from satcompile.errors import UnsupportedError, VerificationError
@@ -90,7 +92,11 @@ class FusedUpdate:
 
     parameters: Mapping[int, tuple[str, ...]]
     num_bytes: int
-    name: str = "fused_update"
+
+    name = "fused_update"
+    stage = Stage.BACKWARD
+    requires = ()
+    ensures = Ensures.PLACE_IN_CODE
 
     @property
     def description(self) -> str:
@@ -99,8 +105,8 @@ class FusedUpdate:
         count = len(self.parameters)
         return f"{count} gradients ({mebibytes:.2f} MiB) go to their optimizer as they appear"
 
-    def run(self, graph: fx.Graph) -> None:
-        """Rewrite ``graph``."""
+    def run(self, graph: fx.Graph, facts: Facts) -> Result[fx.Graph]:
+        """Rewrite a backward graph in place."""
         output = next(iter(graph.find_nodes(op="output")))
         results = list(output.args[0])
         ready = sorted(self._ready(graph, results), key=lambda r: (r.position, r.slot))
@@ -117,6 +123,7 @@ class FusedUpdate:
         visible = output.meta.get("user_visible_output_idxs")
         if visible is not None:  # of these Inductor keeps the layout: there is none of a None
             output.meta["user_visible_output_idxs"] = [i for i in visible if results[i] is not None]
+        return Result(graph, self.description, facts)
 
     def _ready(self, graph: fx.Graph, results: Sequence[object]) -> Iterator[_Ready]:
         owners = storage_owners(graph)

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from satcompile.passes.contract import Ensures, Result, Stage
+from satcompile.passes.facts import Facts
 from satcompile.passes.sparse_gradients import (
     COPIES,
     TRANSPOSES,
-    SparseParameters,
     convolution_flops,
     drop_result,
     replaced,
@@ -34,7 +35,9 @@ from satcompile.passes.sparse_gradients import (
 )
 from torch import fx
 
+from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.cost.roofline import matrix_flops
+from satcompile.planner.request import Request
 from satcompile.updates.sparsity.operators import (
     MASKED_ADDMM,
     MASKED_CONVOLUTION,
@@ -63,24 +66,32 @@ class SparseForward:
     """The pass."""
 
     name = "sparse_forward"
+    stage = Stage.JOINT
+    requires = ("sparse",)
+    ensures = Ensures.DENSE_VALUES
 
-    def run(
-        self, graph: fx.Graph, primals: Sequence[fx.Node], found: SparseParameters
-    ) -> SparseParameters:
-        """Rewrite a joint graph.
+    @classmethod
+    def asked_by(cls, request: Request) -> SparseForward | None:
+        """The pass, where a request is for a sparse forward."""
+        sparsity = request.options.sparsity
+        return cls() if sparsity is not None and sparsity.is_forward_sparse else None
 
-        Args:
-            primals: inputs of the forward; a parameter's slot is its position.
-            found: which gradients are cut.
-        """
+    def run(self, graph: TrainingGraph, facts: Facts) -> Result[TrainingGraph]:
+        """Rewrite a joint graph in place, for the parameters whose gradients are cut."""
+        found = facts.sparse
+        assert found is not None
         changed = []
         for slot, parameter in found.tiled.items():
             try:
-                flops = mask_uses(graph, primals[slot], slot)
+                flops = mask_uses(graph.graph, graph.primals[slot], slot)
                 changed.append(replace(parameter, forward_flops=flops))
             except _Dense as reason:
                 changed.append(replace(parameter, forward_dense=str(reason)))
-        return found.with_forward(changed)
+        found = found.with_forward(changed)
+        rewritten = TrainingGraph(graph.module, graph.num_forward_outputs, graph.static_inputs)
+        masked = sum(each.has_sparse_forward for each in found.tiled.values())
+        said = f"{masked} of {len(found.tiled)} parameters with a sparse forward"
+        return Result(rewritten, said, replace(facts, sparse=found))
 
     def run_on_inference(
         self, graph: fx.Graph, inputs: Sequence[fx.Node], slots: Iterable[int]

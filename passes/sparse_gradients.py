@@ -20,16 +20,19 @@ Which tiles are computed is known when the operators run (``satcompile.updates.s
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from satcompile.passes.contract import Ensures, Result, Stage
+from satcompile.passes.facts import DenseParameter, Facts, SparseParameters, TiledParameter
 from torch import fx
 from torch.fx.node import map_arg
 
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.cost.roofline import matrix_flops
+from satcompile.planner.request import Request
 from satcompile.torch_compat.tensors import is_dense
 from satcompile.updates.sparsity.grid import Grid
 from satcompile.updates.sparsity.operators import TILE_CONVOLUTION_WEIGHT, TILE_MM
@@ -43,51 +46,6 @@ COPIES = (
 )  # fmt: skip
 _BY_NUMBERS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
 _EMBEDDINGS = ("embedding", "index_put", "scatter", "index_add")
-
-
-@dataclass(frozen=True)
-class TiledParameter:
-    """A parameter whose gradient is computed in tiles.
-
-    Attributes:
-        slot: its position among the graph's inputs.
-        grid: how it is cut.
-        gradient_flops: of its whole gradient.
-        forward_flops: of the products in forward and backward that read it, where these are
-            sparse, too; 0 where they are dense.
-        forward_dense: why they are, where a sparse forward was asked for.
-    """
-
-    slot: int
-    grid: Grid
-    gradient_flops: float
-    forward_flops: float = 0.0
-    forward_dense: str = ""
-
-    @property
-    def has_sparse_forward(self) -> bool:
-        return self.forward_flops > 0
-
-
-@dataclass(frozen=True)
-class DenseParameter:
-    """A parameter that is trained densely, and why."""
-
-    slot: int
-    shape: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
-class SparseParameters:
-    """What became of each trained parameter of a graph, by slot; FLOPs of all its products."""
-
-    tiled: Mapping[int, TiledParameter]
-    dense: Sequence[DenseParameter]
-    total_flops: float
-
-    def with_forward(self, changed: Iterable[TiledParameter]) -> SparseParameters:
-        return replace(self, tiled={**self.tiled, **{each.slot: each for each in changed}})
 
 
 class _Dense(Exception):
@@ -107,9 +65,18 @@ class SparseGradients:
     block: int
 
     name = "sparse_gradients"
+    stage = Stage.JOINT
+    requires = ()
+    ensures = Ensures.DENSE_VALUES
 
-    def run(self, graph: TrainingGraph) -> SparseParameters:
-        """Rewrite the joint graph; what is kept of it elsewhere must be made anew."""
+    @classmethod
+    def asked_by(cls, request: Request) -> SparseGradients | None:
+        """The pass with the settings of a request; None where it is not asked for."""
+        sparsity = request.options.sparsity
+        return None if sparsity is None else cls(request.subject.trained, sparsity.block)
+
+    def run(self, graph: TrainingGraph, facts: Facts) -> Result[TrainingGraph]:
+        """Rewrite the joint graph in place; what is kept of it elsewhere must be made anew."""
         tiled: dict[int, TiledParameter] = {}
         dense: list[DenseParameter] = []
         total = sum(matrix_flops(node) or 0.0 for node in graph.graph.nodes)
@@ -118,12 +85,14 @@ class SparseGradients:
             gradient = graph.backward_outputs[slot]
             try:
                 tiled[slot] = self._cut(slot, weight, gradient)
-            except _Dense as found:
-                dense.append(DenseParameter(slot, tuple(map(int, weight.shape)), str(found)))
+            except _Dense as why:
+                dense.append(DenseParameter(slot, tuple(map(int, weight.shape)), str(why)))
         graph.graph.eliminate_dead_code()
         graph.graph.lint()
         graph.module.recompile()
-        return SparseParameters(tiled, dense, total)
+        found = SparseParameters(tiled, dense, total)
+        changed = TrainingGraph(graph.module, graph.num_forward_outputs, graph.static_inputs)
+        return Result(changed, _described(found), replace(facts, sparse=found))
 
     def _cut(self, slot: int, weight: torch.Tensor, gradient: Any) -> TiledParameter:
         grid = self._grid(weight, gradient)
@@ -150,6 +119,15 @@ class SparseGradients:
         if grid.down * grid.across < 2:
             raise _Dense(f"a single tile (block={self.block})")
         return grid
+
+
+def _described(found: SparseParameters) -> str:
+    gradients_flops = sum(each.gradient_flops for each in found.tiled.values())
+    share = gradients_flops / found.total_flops if found.total_flops else 0.0
+    return (
+        f"gradients of {len(found.tiled)} parameters in tiles ({share:.0%} of the FLOPs), "
+        f"{len(found.dense)} parameters dense"
+    )
 
 
 def _has_dense_rows(weight: torch.Tensor) -> bool:

@@ -15,8 +15,8 @@ from satcompile.compile.allocation import (
     UnreadableCode,
     walk_step,
 )
+from satcompile.compile.pipeline import PassRecord
 from satcompile.compile.planning import PlannedGraphs
-from satcompile.graph.text import GraphChange
 from satcompile.graph.training_graph import storage_bytes
 
 # On top of a simulated peak that no code confirms. It is a margin, no promise: of tiny models'
@@ -40,7 +40,7 @@ class Code:
         transient_outputs: those of them that the caller drops at once.
         leaf_gradients: results of the backward that become some leaf's ``.grad``.
         origins: by graph (is it the backward's?) the node behind each buffer.
-        update_change: what the updates made of the backward; None where its code was cached.
+        backward_passes: what the passes of the backward stage did; none where its code was cached.
         texts: of the backward with its updates, where torch writes a trace.
     """
 
@@ -53,7 +53,7 @@ class Code:
     transient_outputs: tuple[int, ...]
     leaf_gradients: frozenset[int]
     origins: Mapping[bool, Mapping[str, str]] = field(repr=False)
-    update_change: GraphChange | None = None
+    backward_passes: tuple[PassRecord, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def walk_at(self, values: Mapping[Any, int]) -> StepWalk | None:

@@ -38,7 +38,7 @@ from satcompile.compile.code import (
     simulated_figures,
 )
 from satcompile.compile.fingerprint import digest, source_digest
-from satcompile.compile.pipeline import Decision, PassRecord, decide
+from satcompile.compile.pipeline import Decision, PassRecord, decide, run_backward
 from satcompile.compile.planning import (
     PlannedGraphs,
     has_own_positions,
@@ -51,7 +51,6 @@ from satcompile.compile.products import keep_products_apart
 from satcompile.errors import SatcompileError, UnsupportedError
 from satcompile.graph.devices import is_on_cpu
 from satcompile.graph.emission import COPY_OF
-from satcompile.graph.text import GraphChange, graph_text, kept
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.passes.chunked_loss import is_chunked
 from satcompile.passes.fused_update import check_order
@@ -170,11 +169,10 @@ class Generated:
     def passes(self) -> tuple[PassRecord, ...]:
         """What each pass did, those of the backward graph after those of the joint graph."""
         planned = self.graphs
-        if planned.updates is None:
-            return planned.outcome.passes
-        change = None if self.code is None else self.code.update_change
-        record = PassRecord(planned.updates.name, 0.0, planned.updates.description, change)
-        return (*planned.outcome.passes, record)
+        ran = () if self.code is None else self.code.backward_passes
+        if not ran and planned.updates is not None:  # its code was cached, or not asked for
+            ran = (PassRecord(planned.updates.name, 0.0, planned.updates.description),)
+        return (*planned.outcome.passes, *ran)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -241,7 +239,7 @@ class _Generation:
         self._outputs: tuple[str | None, ...] = ()
         self._num_tokens = 0  # among the forward's results as it was partitioned
         self._transient_outputs: tuple[int, ...] = ()
-        self._update_change: GraphChange | None = None
+        self._backward_records: tuple[PassRecord, ...] = ()
         self._texts: dict[str, str] = {}
 
     def run(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Generated:
@@ -344,7 +342,7 @@ class _Generation:
 
         with (
             _as_planned(planned, is_backward),
-            self._updates_inserted(planned) if is_backward else nullcontext(),
+            self._backward_passes(planned) if is_backward else nullcontext(),
             codegen.watching_generated_code(generated, stub=self._code_only and not is_backward),
             self._may_be_for_nothing(gm, is_backward),
         ):
@@ -398,22 +396,18 @@ class _Generation:
 
     # -- the backward stage ----------------------------------------------------------------
 
-    def _updates_inserted(self, planned: PlannedGraphs) -> AbstractContextManager[None]:
-        """The backward stage, which has one pass. It runs last: Inductor's own patterns would
-        move readers of a parameter behind its update, or stop at the update."""
-        update = planned.updates
-        if update is None:
+    def _backward_passes(self, planned: PlannedGraphs) -> AbstractContextManager[None]:
+        """The backward stage, run where Inductor has done all of its own rewriting."""
+        passes = planned.backward_passes
+        if not passes:
             return nullcontext()
-        log.debug("pass %s: %s", update.name, update.description)
 
-        def insert(graph: fx.Graph) -> None:
-            before = kept(graph_text(graph))
-            update.run(graph)
-            self._update_change = GraphChange(before, kept(graph_text(graph)))
+        def rewrite(graph: fx.Graph) -> None:
+            self._backward_records = run_backward(graph, passes)
             assert graph.owning_module is not None
             self._texts = noted_texts(updated_backward_graph=graph.owning_module)
 
-        return inductor.rewriting_last(insert, digest(source_digest(), repr(update)))
+        return inductor.rewriting_last(rewrite, digest(source_digest(), repr(passes)))
 
     def _check_updates(self, planned: PlannedGraphs, source: str) -> None:
         if planned.updates is None:
@@ -446,7 +440,7 @@ class _Generation:
             forward, backward, walk, unreadable,
             simulated_figures(planned) if walk is None else walk.figures,
             num_outputs, self._transient_outputs, leaves,
-            self._origins, self._update_change, self._texts,
+            self._origins, self._backward_records, self._texts,
         )  # fmt: skip
         self._made.code = code
         # What came out of a cache does not say which operation each of its buffers is.

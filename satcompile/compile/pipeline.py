@@ -11,10 +11,12 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+
+from torch import fx
 
 from satcompile.compile.partition import Partition, partition
 from satcompile.compile.verify import (
@@ -28,10 +30,14 @@ from satcompile.compile.verify_sparse import check_slots
 from satcompile.graph.text import GraphChange, graph_text, kept
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.passes.chunked_loss import ChunkedLoss
-from satcompile.passes.recompute import Recompute
+from satcompile.passes.contract import Ensures, Graph, Pass
+from satcompile.passes.facts import Facts
+from satcompile.passes.fused_update import FusedUpdate
 from satcompile.passes.sparse_forward import SparseForward
-from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
+from satcompile.passes.sparse_gradients import SparseGradients
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.recompute import Recompute
+from satcompile.planner.request import Request
 from satcompile.planner.retention import RetentionPlan
 
 log = logging.getLogger("satcompile")
@@ -71,49 +77,110 @@ class Outcome:
     passes: tuple[PassRecord, ...]
 
 
-def sparsify(
-    graph: TrainingGraph, gradients: SparseGradients, forward: SparseForward | None
-) -> tuple[TrainingGraph, SparseParameters, tuple[PassRecord, ...]]:
-    """The first passes of the joint stage, where a model is trained sparsely: they change what the
-    graph computes, and so what must be saved.
-
-    Raises:
-        VerificationError: with all tiles active, it would not be what it was.
-    """
-    before = reference(graph.module, dense=True)
-    texts = [kept(graph_text(graph.graph))]  # the graph changes in place
-    started = time.perf_counter()
-    found = gradients.run(graph)
-    records = [_recorded(started, gradients.name, _tiled(found))]
-    texts.append(kept(graph_text(graph.graph)))
-    if forward is not None:
-        started = time.perf_counter()
-        found = forward.run(graph.graph, graph.primals, found)
-        records.append(_recorded(started, forward.name, _masked(found)))
-        texts.append(kept(graph_text(graph.graph)))
-    records = [
-        replace(record, change=GraphChange(*texts[position : position + 2]))
-        for position, record in enumerate(records)
-    ]
-    changed = TrainingGraph(graph.module, graph.num_forward_outputs, graph.static_inputs)
-    names = [record.name for record in records]
-    check_joint(changed.module, before, names, dense=True)
-    check_slots(changed, found, names)
-    return changed, found, tuple(records)
+# -- the passes, in order ----------------------------------------------------------------------
 
 
-def _tiled(found: SparseParameters) -> str:
-    gradients_flops = sum(each.gradient_flops for each in found.tiled.values())
-    share = gradients_flops / found.total_flops if found.total_flops else 0.0
+def joint_passes(request: Request) -> tuple[Pass[TrainingGraph], ...]:
+    """What is rewritten before anything is planned: these change what must be saved."""
+    asked: tuple[Pass[TrainingGraph] | None, ...] = (
+        SparseGradients.asked_by(request),
+        # Behind the gradients: the forward is sparse for parameters whose gradients are cut, alone.
+        SparseForward.asked_by(request),
+    )
+    return tuple(each for each in asked if each is not None)
+
+
+def alternatives(plan: RetentionPlan) -> tuple[Pass[TrainingGraph], ...]:
+    """Other forms of the graph, planned beside it. The planner takes the better one."""
     return (
-        f"gradients of {len(found.tiled)} parameters in tiles ({share:.0%} of the FLOPs), "
-        f"{len(found.dense)} parameters dense"
+        # Last of what rewrites: it looks at the graph's peak, which the passes before have set.
+        ChunkedLoss(plan.profile.peak_bytes),
     )
 
 
-def _masked(found: SparseParameters) -> str:
-    masked = sum(each.has_sparse_forward for each in found.tiled.values())
-    return f"{masked} of {len(found.tiled)} parameters with a sparse forward"
+def backward_passes(updates: FusedUpdate | None) -> tuple[Pass[fx.Graph], ...]:
+    """What is rewritten in the backward that a plan has made, behind Inductor's own patterns: these
+    would move readers of a parameter behind its update, or stop at the update."""
+    return () if updates is None else (updates,)
+
+
+class Runner:
+    """Runs passes of one stage: times and records each, and verifies what it ensures.
+
+    Attributes:
+        records: what the report says of the passes so far.
+        facts: what they have found out.
+    """
+
+    def __init__(self, earlier: Iterable[PassRecord] = (), facts: Facts | None = None) -> None:
+        self.records = list(earlier)
+        self.facts = Facts() if facts is None else facts
+
+    def run(self, each: Pass[Graph], graph: Graph) -> Graph:
+        """The graph behind one pass.
+
+        Raises:
+            VerificationError: the pass did not keep what it ensures.
+        """
+        missing = [name for name in each.requires if getattr(self.facts, name) is None]
+        assert not missing, f"{each.name} stands before what finds out {missing}"
+        was_text = kept(graph_text(_graph_of(graph)))  # a pass may change the graph in place
+        was = _reference_for(each, graph)
+        started = time.perf_counter()
+        result = each.run(graph, self.facts)
+        record = _recorded(started, each.name, result.changed)
+        change = GraphChange(was_text, kept(graph_text(_graph_of(result.graph))))
+        self.records.append(replace(record, change=change))
+        self.facts = result.facts
+        self._verify(each, result.graph, was)
+        return result.graph
+
+    def _verify(self, each: Pass[Graph], graph: Graph, was: Reference | None) -> None:
+        names = [record.name for record in self.records]
+        if was is None or not isinstance(graph, TrainingGraph):
+            return  # what stands in generated code is looked for there
+        if each.ensures is Ensures.RESULTS:
+            check_rewritten(graph.module, was, names)
+            return
+        check_joint(graph.module, was, names, dense=True)
+        if self.facts.sparse is not None:
+            check_slots(graph, self.facts.sparse, names)
+
+
+def _graph_of(graph: TrainingGraph | fx.Graph) -> fx.Graph:
+    return graph.graph if isinstance(graph, TrainingGraph) else graph
+
+
+def _reference_for(each: Pass[Graph], graph: Graph) -> Reference | None:
+    """The graph as it was, for the check that comes behind the pass."""
+    if not isinstance(graph, TrainingGraph):
+        return None
+    return reference(graph.module, dense=each.ensures is Ensures.DENSE_VALUES)
+
+
+def run_joint(
+    graph: TrainingGraph, passes: Iterable[Pass[TrainingGraph]]
+) -> tuple[TrainingGraph, Facts, tuple[PassRecord, ...]]:
+    """Run passes of the joint stage on a joint graph.
+
+    Raises:
+        VerificationError: a pass broke the graph.
+    """
+    runner = Runner()
+    for each in passes:
+        graph = runner.run(each, graph)
+    return graph, runner.facts, tuple(runner.records)
+
+
+def run_backward(graph: fx.Graph, passes: Iterable[Pass[fx.Graph]]) -> tuple[PassRecord, ...]:
+    """Run the passes of the backward stage on a backward graph, in place."""
+    runner = Runner()
+    for each in passes:
+        runner.run(each, graph)
+    return tuple(runner.records)
+
+
+# -- the joint stage ---------------------------------------------------------------------------
 
 
 def run(
@@ -167,7 +234,7 @@ def decide(
     records, chunking_us, whole = list(earlier), 0.0, problem
     plan = _planned(problem, recompute, before, records)
     if may_chunk and not recompute.is_content_with(plan):
-        problem, plan = _cheaper_in_chunks(whole, plan, recompute, before, records)
+        problem, plan = _better(whole, plan, recompute, records)
     if problem is not whole:
         chunking_us = problem.step_time_us - whole.step_time_us
         before = reference(problem.graph.module)
@@ -186,33 +253,32 @@ def _planned(
     return plan
 
 
-def _cheaper_in_chunks(
+def _better(
     problem: PlanningProblem,
     plan: RetentionPlan,
     recompute: Recompute,
-    before: Reference,
     records: list[PassRecord],
 ) -> tuple[PlanningProblem, RetentionPlan]:
-    """The graph with its vocabulary in chunks and its plan, where that is the better one."""
-    started = time.perf_counter()
-    chunked_loss = ChunkedLoss(plan.profile.peak_bytes)
-    found = chunked_loss.run(problem.graph)
-    if found.graph is None:
-        records.append(_recorded(started, chunked_loss.name, f"nothing: {found.description}"))
-        return problem, plan
-    check_rewritten(found.graph.module, before, [r.name for r in records] + [chunked_loss.name])
-    chunked = PlanningProblem(found.graph, problem.costs, problem.consumed, problem.tries_operators)
-    more_us = chunked.step_time_us - problem.step_time_us
-    made = _recorded(started, chunked_loss.name, f"{found.description}; {more_us:+.0f} us")
-    planned: list[PassRecord] = []
-    other = _planned(
-        chunked, replace(recompute, whole=plan), reference(found.graph.module), planned
-    )
-    if recompute.prefers(other, chunked.step_time_us, plan, problem.step_time_us):
-        change = GraphChange(partial(_text, problem.graph), partial(_text, chunked.graph))
-        records[-1:] = [replace(made, change=change), *planned]
-        return chunked, other
-    records.append(replace(made, changed=f"not taken, the plan is no better: {made.changed}"))
+    """The graph in another form and its plan, where that is the better one."""
+    for each in alternatives(plan):
+        runner = Runner(records)
+        graph = runner.run(each, problem.graph)
+        *_, made = runner.records
+        if graph is problem.graph:
+            records.append(replace(made, changed=f"nothing: {made.changed}", change=None))
+            continue
+        other = PlanningProblem(graph, problem.costs, problem.consumed, problem.tries_operators)
+        more_us = other.step_time_us - problem.step_time_us
+        made = replace(made, changed=f"{made.changed}; {more_us:+.0f} us")
+        planned: list[PassRecord] = []
+        plan_of_other = _planned(
+            other, replace(recompute, whole=plan), reference(graph.module), planned
+        )
+        if recompute.prefers(plan_of_other, other.step_time_us, plan, problem.step_time_us):
+            records[-1:] = [made, *planned]
+            return other, plan_of_other
+        said = f"not taken, the plan is no better: {made.changed}"
+        records.append(replace(made, changed=said, change=None))
     return problem, plan
 
 

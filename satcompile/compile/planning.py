@@ -20,13 +20,13 @@ from satcompile.errors import UnsupportedError
 from satcompile.graph.devices import graph_device, is_on_cpu
 from satcompile.graph.training_graph import TrainingGraph, is_tensor, storage_bytes
 from satcompile.passes.chunked_loss import ChunkedLoss
+from satcompile.passes.contract import Pass
+from satcompile.passes.facts import SparseParameters
 from satcompile.passes.fused_update import FusedUpdate
-from satcompile.passes.recompute import Recompute
-from satcompile.passes.sparse_forward import SparseForward
-from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
 from satcompile.planner.cost.device import Device, device_of
 from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.recompute import Recompute
 from satcompile.planner.request import Request
 from satcompile.planner.retention import RetentionPlan
 from satcompile.planner.searches import Searches
@@ -90,6 +90,11 @@ class PlannedGraphs:
     @property
     def parts(self) -> Partition:
         return self.outcome.parts
+
+    @property
+    def backward_passes(self) -> tuple[Pass[fx.Graph], ...]:
+        """What is done to the backward where it is compiled."""
+        return pipeline.backward_passes(self.updates)
 
     @property
     def consumed(self) -> tuple[int, ...]:
@@ -240,9 +245,8 @@ def _sparsified(
             "sparsity: this graph is trained densely, because some of its inputs share memory."
         )
         return graph, None, ()
-    gradients = SparseGradients(request.subject.trained, sparsity.block)
-    forward = SparseForward() if sparsity.is_forward_sparse else None
-    return pipeline.sparsify(graph, gradients, forward)
+    graph, facts, records = pipeline.run_joint(graph, pipeline.joint_passes(request))
+    return graph, facts.sparse, records
 
 
 def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:

@@ -18,7 +18,7 @@ from torch import fx
 
 from satcompile.errors import VerificationError
 from satcompile.graph.training_graph import TrainingGraph
-from satcompile.passes.sparse_gradients import SparseParameters
+from satcompile.passes.facts import SparseParameters
 from satcompile.torch_compat.operators import schema_of
 from satcompile.updates.sparsity.operators import (
     MASKED,

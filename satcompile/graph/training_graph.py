@@ -1,7 +1,7 @@
 """The joint graph as passes see it: what is forward, what is backward, who needs what.
 
 Built from the module that AOTAutograd traced, after Inductor's joint-graph passes. Knows
-nodes and storages, not plans; ``satcompile.passes.recompute`` turns it into a problem.
+nodes and storages, not plans; ``satcompile.planner.recompute`` turns it into a problem.
 """
 
 from __future__ import annotations

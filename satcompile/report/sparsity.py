@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from satcompile.passes.sparse_gradients import SparseParameters, TiledParameter
+from satcompile.passes.facts import SparseParameters, TiledParameter
 from satcompile.updates.sparsity.masks import Mask
 from satcompile.updates.sparsity.population import population_of
 

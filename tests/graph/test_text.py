@@ -65,9 +65,8 @@ def test_the_partition_is_told_as_what_became_of_the_joint_graph():
 def test_sparse_passes_are_told_one_after_the_other():
     graph = capture(Net(), torch.randn(32, 16))
     before = graph_text(graph.graph)
-    changed, _, records = pipeline.sparsify(
-        graph, SparseGradients(parameters(graph), BLOCK), SparseForward()
-    )
+    passes = (SparseGradients(parameters(graph), BLOCK), SparseForward())
+    changed, _, records = pipeline.run_joint(graph, passes)
     gradients, forward = (record.change for record in records)
     assert gradients is not None and forward is not None
     assert gradients.before() == before

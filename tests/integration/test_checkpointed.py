@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from satcompile.passes.recompute import Recompute
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import satcompile
 from satcompile.errors import OptionError
+from satcompile.planner.recompute import Recompute
 from tests.integration.training import SAME_RANDOM_NUMBERS, only_graph
 from tests.partitions import planned
 from tests.torch_compat.versions import TORCH

@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from satcompile.passes.recompute import Recompute
 
 from satcompile.graph.capture import capture, fake_tensors
 from satcompile.graph.training_graph import TrainingGraph
 from satcompile.planner.cost.device import known_gpu
 from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.recompute import Recompute
 
 MOST_SECONDS = 60  # of processor time, on the slowest machine at hand; a tenth is usual
 

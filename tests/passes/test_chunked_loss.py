@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from satcompile.passes.chunked_loss import ChunkedLoss
-from satcompile.passes.recompute import Recompute
+from satcompile.passes.facts import Facts
 from torch import fx
 
 from satcompile.compile.verify import check_rewritten, reference
@@ -22,6 +22,7 @@ from satcompile.graph.chunking.region import amplifiers, find
 from satcompile.graph.chunking.rewrite import check_chunks, even_chunks, in_chunks
 from satcompile.graph.chunking.rows import NotByRows, Rows, trimmed
 from satcompile.graph.training_graph import TrainingGraph
+from satcompile.planner.recompute import Recompute
 from satcompile.torch_compat.tensors import fake_tensor_mode
 from tests.passes.vocabulary import (
     HIDDEN,
@@ -277,8 +278,8 @@ def test_what_chunks_cannot_compute_stays_whole(name: str) -> None:
     graph = joint(make(), data())
     with pytest.raises(NotByRows, match=reason):
         find(graph, next(amplifiers(graph)))
-    found = ChunkedLoss(0).run(graph)
-    assert found.graph is None and "whole: " in found.description
+    found = ChunkedLoss(0).run(graph, Facts())
+    assert found.graph is graph and "whole: " in found.changed
 
 
 def test_an_operator_without_a_rule_is_refused_wherever_it_stands() -> None:
@@ -317,15 +318,15 @@ def _first_operand(use: object, chunk: object) -> fx.Node:
 
 def test_small_logits_stay_whole() -> None:
     graph = joint(Head(cross_entropy()), data())
-    assert "small beside the peak" in ChunkedLoss(10**9).run(graph).description
+    assert "small beside the peak" in ChunkedLoss(10**9).run(graph, Facts()).changed
     few = joint(Head(cross_entropy()), data(2, 3))  # fewer tokens than hidden numbers
-    assert "not larger than the rest" in ChunkedLoss(0).run(few).description
+    assert "not larger than the rest" in ChunkedLoss(0).run(few, Facts()).changed
 
 
 def test_nothing_is_looked_for_around_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("satcompile.passes.chunked_loss.find")  # adapters have hundreds of them
     graph = joint(Head(cross_entropy()), data())
-    assert "small beside the peak" in ChunkedLoss(10**9).run(graph).description
+    assert "small beside the peak" in ChunkedLoss(10**9).run(graph, Facts()).changed
 
 
 def test_a_symbolic_number_of_tokens_stays_whole() -> None:
@@ -333,15 +334,15 @@ def test_a_symbolic_number_of_tokens_stays_whole() -> None:
     for each in (tokens, targets):
         torch._dynamo.mark_dynamic(each, 0)
     graph = joint(Head(cross_entropy()), (tokens, targets))
-    found = ChunkedLoss(0).run(graph)
-    assert found.graph is None and "symbolic" in found.description
+    found = ChunkedLoss(0).run(graph, Facts())
+    assert found.graph is graph and "symbolic" in found.changed
 
 
 def test_the_graph_that_is_given_stays_as_it_is() -> None:
     graph = joint(Head(cross_entropy()), data())
     before = str(graph.graph)
-    found = ChunkedLoss(0).run(graph)
-    assert found.graph is not None and "logits of [36, 96] in" in found.description
+    found = ChunkedLoss(0).run(graph, Facts())
+    assert found.graph is not graph and "logits of [36, 96] in" in found.changed
     assert str(graph.graph) == before
 
 
@@ -379,8 +380,8 @@ def test_full_size_graphs_are_cut_without_memory() -> None:
         hidden = torch.randn(8 * 512, 768, requires_grad=True)
         targets = torch.zeros(8 * 512, dtype=torch.long)
         graph = joint(_Projected(model), (hidden, targets))
-    found = ChunkedLoss(0).run(graph)
-    assert found.description == "logits of [4096, 50257] in 11 chunks"
+    found = ChunkedLoss(0).run(graph, Facts())
+    assert found.changed == "logits of [4096, 50257] in 11 chunks"
 
 
 class _Projected(torch.nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from satcompile.passes import fused_update
+from satcompile.passes.facts import Facts
 from satcompile.passes.fused_update import FusedUpdate, check_order
 from torch import fx, nn
 
@@ -55,13 +56,13 @@ def test_a_gradient_that_is_handed_over_has_no_layout_to_keep() -> None:
     graph = backward_graph()
     (output,) = graph.find_nodes(op="output")
     output.meta["user_visible_output_idxs"] = [0, 1, 2]
-    FusedUpdate({0: ("primals_1", "permute")}, 256).run(graph)
+    FusedUpdate({0: ("primals_1", "permute")}, 256).run(graph, Facts())
     assert output.meta["user_visible_output_idxs"] == [1, 2]
 
 
 def test_an_update_stands_behind_the_last_reader_of_any_name() -> None:
     graph = backward_graph()
-    FusedUpdate({0: ("primals_1", "permute")}, 256).run(graph)
+    FusedUpdate({0: ("primals_1", "permute")}, 256).run(graph, Facts())
     graph.lint()
     (call,) = calls(graph)
     assert names(graph).index("sin") < names(graph).index(call.name)
@@ -74,20 +75,20 @@ def test_an_update_stands_behind_the_last_reader_of_any_name() -> None:
 
 def test_a_parameter_that_nothing_reads_is_updated_at_once() -> None:
     graph = backward_graph()
-    FusedUpdate({2: ()}, 32).run(graph)
+    FusedUpdate({2: ()}, 32).run(graph, Facts())
     (call,) = calls(graph)
     assert names(graph).index(call.name) == names(graph).index("sum_1") + 1
 
 
 def test_small_gradients_go_together() -> None:
     graph = backward_graph()
-    FusedUpdate({0: (), 2: ()}, 288).run(graph)
+    FusedUpdate({0: (), 2: ()}, 288).run(graph, Facts())
     assert [call.args[2] for call in calls(graph)] == [[2], [0]]  # 32 bytes are worth it here
     few = replace(FusedUpdate({0: (), 2: ()}, 288))
     graph = backward_graph()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused_update, "_SHARE_OF_ALL", 2)
-        few.run(graph)
+        few.run(graph, Facts())
     assert [call.args[2] for call in calls(graph)] == [[2, 0]]
 
 

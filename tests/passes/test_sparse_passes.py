@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from satcompile.passes.facts import SparseParameters
 from satcompile.passes.sparse_forward import SparseForward
-from satcompile.passes.sparse_gradients import SparseGradients, SparseParameters
+from satcompile.passes.sparse_gradients import SparseGradients
 from torch import fx, nn
 
 from satcompile.compile import pipeline
@@ -70,9 +71,10 @@ def parameters(graph: TrainingGraph) -> frozenset[int]:
 def sparsified(
     graph: TrainingGraph, forward: bool = True
 ) -> tuple[TrainingGraph, SparseParameters]:
-    gradients = SparseGradients(parameters(graph), BLOCK)
-    changed, found, _ = pipeline.sparsify(graph, gradients, SparseForward() if forward else None)
-    return changed, found
+    passes = [SparseGradients(parameters(graph), BLOCK), *([SparseForward()] if forward else [])]
+    changed, facts, _ = pipeline.run_joint(graph, passes)
+    assert facts.sparse is not None
+    return changed, facts.sparse
 
 
 def count(graph: TrainingGraph) -> dict[str, int]:

@@ -26,8 +26,8 @@ import torch
 from satcompile.commands.forecast.trace import SymbolicStep
 from satcompile.graph.capture import Capture
 from satcompile.options import Options
-from satcompile.passes.recompute import Recompute
 from satcompile.planner.problem import PlanningProblem
+from satcompile.planner.recompute import Recompute
 from satcompile.planner.searches import Searches, default_saved_nodes
 from satcompile.runtime.residency import Residency
 from satcompile.solver.fast_replay import simulate_orders

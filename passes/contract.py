@@ -1,0 +1,76 @@
+"""What a pass is: one shape for all of them, so that a stage is a list.
+
+A pass is a frozen dataclass whose fields are its options. ``satcompile.compile.pipeline`` has the list
+of each stage. Its runner times a pass, records the graph before and after it, and verifies what the pass
+ensures; a pass does none of these itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+from satcompile.passes.facts import Facts
+from torch import fx
+
+from satcompile.graph.training_graph import TrainingGraph
+
+Graph = TypeVar("Graph", TrainingGraph, fx.Graph)
+
+
+class Stage(Enum):
+    """When a pass runs, and what it sees."""
+
+    JOINT = "forward and backward as one graph, before anything is planned"
+    BACKWARD = "the backward graph that a plan has made, behind Inductor's own rewriting"
+
+
+class Ensures(Enum):
+    """What the verifier holds a pass to."""
+
+    DENSE_VALUES = "with all tiles active, every result has the value that it had"
+    RESULTS = "inputs and results, with shapes and dtypes, are what they were"
+    PLACE_IN_CODE = "what the pass puts in stands where it may in the generated code"
+
+
+@dataclass(frozen=True)
+class Result(Generic[Graph]):
+    """What a pass made of a graph.
+
+    Attributes:
+        graph: to go on with; the one that was given where nothing was changed.
+        changed: what was changed, or why nothing was, in words.
+        facts: for the passes behind.
+    """
+
+    graph: Graph
+    changed: str
+    facts: Facts
+
+
+class Pass(Protocol[Graph]):
+    """A transformation of a graph.
+
+    Attributes:
+        name: in reports, and in the option ``disable_passes``.
+        stage: when it runs.
+        requires: names of the facts without which it has nothing to do.
+        ensures: what is verified behind it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def requires(self) -> tuple[str, ...]: ...
+
+    @property
+    def ensures(self) -> Ensures: ...
+
+    def run(self, graph: Graph, facts: Facts) -> Result[Graph]:
+        """Transform ``graph``, in place or as a copy."""
+        ...
