@@ -117,8 +117,9 @@ def test_code_that_is_over_after_all_is_refused(monkeypatch: pytest.MonkeyPatch)
     """The lowest plan is generated first and compiled later: should the two differ, the check
     of the second must see it."""
 
-    def promised(*_: Any) -> SimpleNamespace:
-        return SimpleNamespace(is_within=lambda _: True, settings={"limit_bytes": 2**40})
+    def promised(self: rounds.Compilation, *_: Any) -> SimpleNamespace:
+        request = self._request(limit_bytes=2**40)
+        return SimpleNamespace(is_within=lambda _: True, request=request)
 
     monkeypatch.setattr(rounds, "_ROUNDS", 0)
     monkeypatch.setattr(rounds.Compilation, "_floor", promised)
@@ -223,13 +224,13 @@ def test_where_the_lowest_plan_fits_no_others_are_generated(monkeypatch: Any) ->
     model, x = small("widths")
     floor_bytes = named(model, x, 1)
     asked = []
-    low_attempts = rounds.Compilation._low_attempts
+    low_plans = rounds.Compilation._low_plans
 
     def counted(self: Any, inputs: Any) -> Any:
         asked.append(self)
-        return low_attempts(self, inputs)
+        return low_plans(self, inputs)
 
-    monkeypatch.setattr(rounds.Compilation, "_low_attempts", counted)
+    monkeypatch.setattr(rounds.Compilation, "_low_plans", counted)
     graph = step(model, x, floor_bytes)
     assert graph.measured_peak_bytes <= graph.budget_bytes
     assert not asked

@@ -250,7 +250,7 @@ def test_torchs_clipping_does_not_pass_quietly(device: str, clip: Any) -> None:
 def test_asking_for_the_norm_alone_is_answered_with_a_warning(
     device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(in_backward.BACKWARD_UPDATES, "_told", set())
+    monkeypatch.setattr(in_backward.BACKWARD_UPDATES, "_reported", set())
     pair = Pair(device)
     for x in pair.inputs(2):
         loss(pair.run, x).backward()
