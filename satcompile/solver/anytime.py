@@ -208,10 +208,10 @@ class _Race:
     def _relax(self, moments: set[Moment], limit_s: float) -> bool:
         """Solve one relaxation and add moments where its solution is over the budget; whether
         there is nothing more to learn this way."""
-        model = Residency(self.problem, self.budget_bytes, moments, strengthen=False)
+        model = Residency(self.problem, self.budget_bytes, moments)
         if model.num_columns > _LARGE:
             return self._relax_linearly(model, moments, limit_s)
-        model = Residency(self.problem, self.budget_bytes, moments)
+        model.strengthen()
         found = model.solve(TOLERANCE / 2 * self.problem.total_time, limit_s)
         self._learn(found, moments)
         if not found.readings:

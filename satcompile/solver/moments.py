@@ -24,7 +24,7 @@ what kernels save by working in place or by not writing inlined results is left 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -46,6 +46,7 @@ from satcompile.solver.step import (
     forward_order,
 )
 
+_GUARD_S = 120.0  # against the unforeseen: work is limited by nodes
 _REACH = 1 / 8  # of the forward's operations: how far ahead of its need a chain is recomputed
 
 
@@ -72,12 +73,10 @@ class Choice:
     Attributes:
         saved: storages.
         resident: storages that may stay, by position of the spine.
-        nodes: branch-and-bound nodes spent.
     """
 
     saved: frozenset[int]
     resident: dict[int, frozenset[int]]
-    nodes: int = field(default=0, compare=False)
 
 
 class Spine:
@@ -266,7 +265,6 @@ class Model:
         limit_bytes: int,
         room_bytes: int,
         moments: Iterable[Moment],
-        forced: Iterable[int] = (),
     ) -> None:
         self.spine, self.problem = spine, spine.problem
         self._limit_bytes = limit_bytes
@@ -279,8 +277,6 @@ class Model:
         self._at_least: list[float] = []
         values = self.problem.values
         self._saved = [self._column(v.save_time_us, float(v.saveable)) for v in values]
-        for i in forced:
-            self._lower[self._saved[i]] = 1.0
         self._bound_bytes(
             {c: float(v.num_bytes) for c, v in zip(self._saved, values, strict=True)}, room_bytes
         )
@@ -430,7 +426,7 @@ class Model:
 
     # -- solving ---------------------------------------------------------------------------
 
-    def solve(self, gap_us: float, node_limit: int, time_limit_s: float = 120.0) -> Choice | None:
+    def solve(self, gap_us: float, node_limit: int) -> Choice | None:
         """The best choice found; None where there is none, or none was found in time."""
         # A column fixed at one that costs as much as all others together: HiGHS's gap, which
         # is relative to the objective, becomes an absolute one.
@@ -444,7 +440,7 @@ class Model:
                 constraints=optimize.LinearConstraint(self._matrix(), self._at_least, np.inf),
                 options={
                     "node_limit": max(1, node_limit),
-                    "time_limit": time_limit_s,
+                    "time_limit": _GUARD_S,
                     "mip_rel_gap": max(1e-9, gap_us / (2 * constant)),
                 },
             )
@@ -460,7 +456,6 @@ class Model:
                 )
                 for moment, resident in zip(self._moments, self._resident, strict=True)
             },
-            int(outcome.mip_node_count or 0),
         )
 
     def _matrix(self) -> sparse.csr_matrix:

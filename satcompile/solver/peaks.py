@@ -11,7 +11,7 @@ leaves much room, less is held against them once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from satcompile.solver.fast_replay import loads
 from satcompile.solver.filling import Orders, orders
@@ -40,21 +40,18 @@ class PeakSearch:
         self._spine, self._timing = spine, timing
         self._gap_us, self._node_limit = gap_us, node_limit
 
-    def within(
-        self, limit_bytes: int, room_bytes: int, forced: Iterable[int] = ()
-    ) -> Iterator[tuple[Choice, Orders]]:
+    def within(self, limit_bytes: int, room_bytes: int) -> Iterator[tuple[Choice, Orders]]:
         """Choice and plan of each round, whether it fits or not.
 
         Args:
             limit_bytes: of the peak.
             room_bytes: for what is saved, where the backward begins.
-            forced: positions of choices that must be saved.
         """
         slacks: dict[tuple[int, bool], int] = {}
-        forced, fitted = tuple(forced), False
+        fitted = False
         for caution in _CAUTION:
             moments = [Moment(*key, slack_bytes=slack) for key, slack in slacks.items()]
-            model = Model(self._spine, limit_bytes, room_bytes, moments, forced)
+            model = Model(self._spine, limit_bytes, room_bytes, moments)
             choice = model.solve(self._gap_us, self._node_limit)
             if choice is None and not any(slacks.values()):
                 return

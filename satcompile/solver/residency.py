@@ -64,9 +64,6 @@ class Residency:
 
     Args:
         moments: in any order.
-        strengthen: add the rows with Y.
-        reserve: bytes to leave free at moments, for what lies between them; what is found then
-            fits more often, and its bound means nothing.
     """
 
     def __init__(
@@ -74,11 +71,8 @@ class Residency:
         problem: Problem,
         budget_bytes: int,
         moments: Iterable[Moment],
-        strengthen: bool = True,
-        reserve: Mapping[Moment, int] | None = None,
     ) -> None:
         self.problem, self.budget_bytes = problem, budget_bytes
-        self._reserve = dict(reserve or {})
         self.moments = sorted(set(moments))
         self._costs: list[float] = []
         self._lower: list[float] = []
@@ -93,7 +87,7 @@ class Residency:
         self._again: list[dict[int, int]] = []
         self._optional: list[int | None] = []
         self._reduced: tuple[np.ndarray, np.ndarray, float] | None = None
-        self._build(strengthen)
+        self._build()
 
     @property
     def num_columns(self) -> int:
@@ -114,7 +108,7 @@ class Residency:
         self._row_starts.append(len(self._columns))
         self._at_least.append(at_least)
 
-    def _build(self, strengthen: bool) -> None:
+    def _build(self) -> None:
         end: Moment = (len(self.problem), len(self.problem))
         for number in range(len(self.moments) + 1):
             before = self.moments[number - 1] if number else None
@@ -124,10 +118,12 @@ class Residency:
             self._again.append(again)
             if after != end:
                 self._moment(before, after, there, again)
-        if strengthen:
-            for number, (stage, node) in enumerate(self.moments):
-                if stage == node:
-                    self._later(number)
+
+    def strengthen(self) -> None:
+        """Add the rows with Y, which raise the bound and make the program larger."""
+        for number, (stage, node) in enumerate(self.moments):
+            if stage == node:
+                self._later(number)
 
     def _there(self, before: Moment | None) -> dict[int, list[int]]:
         """Columns that say that a node's result is there when a block begins."""
@@ -182,8 +178,7 @@ class Residency:
                 self._row([(column, -1.0), *_ones(again.get(i), there.get(i))], 0.0)
         unit = float(max(self.budget_bytes, 1))
         weights = [(column, problem.num_bytes[i]) for i, column in resident.items()]
-        room = self.budget_bytes - self._reserve.get(moment, 0)
-        room -= problem.num_bytes[node] if is_first else 0
+        room = self.budget_bytes - (problem.num_bytes[node] if is_first else 0)
         optional = None
         if not is_first:
             optional = happens = self._column(problem.times[node])
@@ -255,7 +250,6 @@ class Residency:
             if stage != node:
                 continue
             room, there = self.budget_bytes - sizes[node], set[int]()
-            room -= self._reserve.get((stage, node), 0)
             parts = sorted(resident.items(), key=lambda ic: (-self._lower[ic[1]], -solution[ic[1]]))
             for i, column in parts:
                 if solution[column] > _PART and sizes[i] <= room:

@@ -360,7 +360,7 @@ class BudgetSearch:
         peak_limit_bytes: int,
         room_bytes: int,
         forced: frozenset[int],
-        enough_us: float = inf,
+        enough_us: float,
     ) -> Candidate | None:
         """Save less and less until the simulated peak fits, then a little more again; None
         where that takes no less than ``enough_us``."""

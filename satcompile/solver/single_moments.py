@@ -78,7 +78,7 @@ class SingleMoments:
     """
 
     def __init__(self, spine: Spine, gap_us: float, effort: int) -> None:
-        self.spine = self._spine = spine
+        self.spine = spine
         self._gap_us, self._effort = gap_us, effort
         step = spine.step
         self._kept = step.gradients - step.consumed
@@ -101,7 +101,7 @@ class SingleMoments:
     @cached_property
     def least_peak_bytes(self) -> int:
         """No plan has a lower peak: the most that one moment of the backward holds of itself."""
-        values = self._spine.problem.values
+        values = self.spine.problem.values
         return max(
             (
                 held + sum(values[i].num_bytes for i in self._forced(position))
@@ -112,25 +112,25 @@ class SingleMoments:
         )
 
     def _operation(self, position: int) -> StepOperation:
-        return self._spine.step.operations[self._spine.operations[position]]
+        return self.spine.step.operations[self.spine.operations[position]]
 
     @cached_property
     def _base_bytes(self) -> int:
-        step = self._spine.step
+        step = self.spine.step
         return step.constant_bytes + sum(step.storage_bytes[s] for s in step.outputs)
 
     @cached_property
     def _made_at(self) -> dict[int, int]:
         return {
             storage: position
-            for position in range(len(self._spine.operations))
+            for position in range(len(self.spine.operations))
             for storage in self._operation(position).writes
         }
 
     @cached_property
     def _read_at(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
-        for position in range(len(self._spine.operations)):
+        for position in range(len(self.spine.operations)):
             for storage in self._operation(position).reads:
                 found.setdefault(storage, []).append(position)
         return found
@@ -142,14 +142,14 @@ class SingleMoments:
             operation.fusible
             and not operation.reduces
             and len(operation.writes) == 1
-            and storage not in self._spine.step.gradients
+            and storage not in self.spine.step.gradients
             and all(self._operation(p).fusible for p in self._read_at.get(storage, ()))
         )
 
     @cached_property
     def _held_bytes(self) -> list[int]:
         """What the backward holds of itself while each operation of the spine runs, at least."""
-        step, count = self._spine.step, len(self._spine.operations)
+        step, count = self.spine.step, len(self.spine.operations)
         changes = [0] * (count + 1)
         for storage, (first, last) in self._surely_alive.items():
             if first <= last:
@@ -164,7 +164,7 @@ class SingleMoments:
     @cached_property
     def _surely_alive(self) -> dict[int, tuple[int, int]]:
         """First and last position, beside their maker's, at which storages are surely alive."""
-        step, end = self._spine.step, len(self._spine.operations) - 1
+        step, end = self.spine.step, len(self.spine.operations) - 1
         found = {
             storage: (made + 1, end if storage in self._kept else self._last_read(storage))
             for storage, made in self._made_at.items()
@@ -179,7 +179,7 @@ class SingleMoments:
 
     def _own_bytes(self, position: int) -> int:
         """What the operation takes beside what is counted as alive already."""
-        operation, sizes = self._operation(position), self._spine.step.storage_bytes
+        operation, sizes = self._operation(position), self.spine.step.storage_bytes
         written = [sizes[s] for s in operation.writes]
         if self._is_in_place(position):
             for storage in operation.reads:
@@ -196,7 +196,7 @@ class SingleMoments:
     def _forced(self, position: int) -> list[int]:
         """Choices that are in memory at the moment in every plan, and stay apart from what the
         operation writes."""
-        spine, operation = self._spine, self._operation(position)
+        spine, operation = self.spine, self._operation(position)
         taken_over: set[int] = set()
         if self._is_in_place(position):
             taken_over = {spine.step.storage_bytes[s] for s in operation.writes}
@@ -215,7 +215,7 @@ class SingleMoments:
 
     def _later(self, position: int) -> tuple[two_phase.Problem, list[int]]:
         """What is computed again from the moment on, and what is in memory for certain."""
-        spine, first = self._spine, self._first_later(position)
+        spine, first = self.spine, self._first_later(position)
         operations = spine.problem.operations
         end = len(spine.operations)
         values = []
@@ -238,7 +238,7 @@ class SingleMoments:
 
     def _earlier(self, position: int) -> two_phase.Problem:
         """What is of no use from the moment on, with everything else for nothing."""
-        spine, first = self._spine, self._first_later(position)
+        spine, first = self.spine, self._first_later(position)
         problem = spine.problem
         lasting = {
             value.producer
@@ -257,7 +257,7 @@ class SingleMoments:
 
     def is_written_in_forward(self, position: int) -> bool:
         """Whether the operation runs, and its results are in memory, in every plan."""
-        spine = self._spine
+        spine = self.spine
         written = spine.step.operations[spine.forward_operations[position]].writes
         return bool(written) and self._surely_written.issuperset(written)
 
@@ -267,7 +267,7 @@ class SingleMoments:
         Args:
             position: in ``Spine.forward_operations``.
         """
-        spine, index = self._spine, self._spine.forward_operations[position]
+        spine, index = self.spine, self.spine.forward_operations[position]
         alive = self._alive_in_forward(index)
         values = [
             replace(value, num_bytes=value.num_bytes if maker <= index else 0)
@@ -281,7 +281,7 @@ class SingleMoments:
         return self._bound(problem, limit_bytes - alive.num_bytes, [], None, 0)
 
     def _alive_in_forward(self, index: int) -> _Alive:
-        step, makers, last = self._spine.step, self._spine.makers, self._last_in_forward
+        step, makers, last = self.spine.step, self.spine.makers, self._last_in_forward
         sizes, operation = step.storage_bytes, step.operations[index]
         kept = step.outputs | step.transient_outputs
         alive = {
@@ -305,20 +305,20 @@ class SingleMoments:
     @cached_property
     def _any_forward(self) -> list[int]:
         """Operations that the forward runs whatever is saved."""
-        return forward_order(self._spine.step, ())
+        return forward_order(self.spine.step, ())
 
     @cached_property
     def _last_in_forward(self) -> Counter[int]:
         last: Counter[int] = Counter()
         for index in self._any_forward:
-            for storage in self._spine.step.operations[index].reads:
+            for storage in self.spine.step.operations[index].reads:
                 last[storage] = max(last[storage], index)
         return last
 
     @cached_property
     def _surely_written(self) -> frozenset[int]:
         """Results of the forward that are in memory in every plan, saved or not."""
-        step = self._spine.step
+        step = self.spine.step
         unfused = {
             storage
             for index in self._any_forward
@@ -351,7 +351,7 @@ class SingleMoments:
         time_us = sum(solution.bound_us for solution in (found, before) if solution is not None)
         if found is None:
             return MomentBound(time_us, None)
-        return MomentBound(time_us, frozenset(self._spine.choices[i] for i in found.saved))
+        return MomentBound(time_us, frozenset(self.spine.choices[i] for i in found.saved))
 
     def _solved(
         self, problem: two_phase.Problem, room_bytes: int, forced: Iterable[int] = ()

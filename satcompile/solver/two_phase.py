@@ -26,7 +26,7 @@ from satcompile.solver import demands
 from satcompile.solver.constrained_path import DemandGraph, NoPath
 from satcompile.solver.quiet import without_chatter
 
-BOUND_KIND = "two-phase: exact for saved bytes, one copy of each recomputed value"
+_GUARD_S = 60.0  # against the unforeseen: work is limited by nodes
 _PARTIAL_PLANS_PER_NODE = 10  # kept at one level; a node of branch and bound takes far longer
 
 
@@ -170,7 +170,6 @@ def solve(
     gap_us: float = 0.0,
     forced: Iterable[int] = (),
     node_limit: int = 2_000,
-    time_limit_s: float = 60.0,
 ) -> Solution:
     """Least time with at most ``saved_bytes_limit`` saved bytes, proven up to ``gap_us``.
 
@@ -178,7 +177,7 @@ def solve(
     the bound then holds for plans that save them.
 
     ``node_limit`` counts work, so that the same problem gives the same plan on every machine
-    and rank; ``time_limit_s`` only guards against the unforeseen.
+    and rank.
 
     Raises:
         Infeasible: the limit is below what any choice must save.
@@ -193,9 +192,7 @@ def solve(
             return _solve_by_paths(problem, graph, saved_bytes_limit, gap_us, must, node_limit)
     except (demands.NoChoice, NoPath):
         raise Infeasible("no choice keeps the saved bytes within the limit") from None
-    return _solve_by_milp(
-        problem, saved_bytes_limit, gap_us, sorted(must), node_limit, time_limit_s
-    )
+    return _solve_by_milp(problem, saved_bytes_limit, gap_us, sorted(must), node_limit)
 
 
 def _solve_by_paths(
@@ -223,11 +220,10 @@ def _solve_by_milp(
     gap_us: float,
     forced: list[int],
     node_limit: int,
-    time_limit_s: float,
 ) -> Solution:
     limit, bound_us = saved_bytes_limit, 0.0
     while True:
-        found = _solve_once(problem, limit, gap_us, forced, node_limit, time_limit_s)
+        found = _solve_once(problem, limit, gap_us, forced, node_limit)
         bound_us = max(bound_us, found.bound_us) if limit == saved_bytes_limit else bound_us
         over = found.saved_bytes - saved_bytes_limit
         if over <= 0:
@@ -243,22 +239,21 @@ def _solve_once(
     gap_us: float,
     forced: list[int],
     node_limit: int,
-    time_limit_s: float,
 ) -> Solution:
     """First with rows that help on graphs of identical layers; where that leaves the gap open,
     without them, which helps on others."""
     if limit < 0:
         raise Infeasible("no choice keeps the saved bytes within the limit")
     rounded = _Model(problem, limit, forced, rounded=True)
-    best = _run(rounded, gap_us, node_limit // 4, time_limit_s)
+    best = _run(rounded, gap_us, node_limit // 4)
     if best is None or best.gap_us > gap_us:
-        best = _better(best, _run(_Model(problem, limit, forced), gap_us, node_limit, time_limit_s))
+        best = _better(best, _run(_Model(problem, limit, forced), gap_us, node_limit))
     if best is None:
         raise Unsolvable("the limit on work ended the search before a choice was found")
     return best
 
 
-def _run(model: _Model, gap_us: float, node_limit: int, time_limit_s: float) -> Solution | None:
+def _run(model: _Model, gap_us: float, node_limit: int) -> Solution | None:
     """One call of HiGHS; None where its limits ended it before a choice was found."""
     with without_chatter():
         outcome = optimize.milp(
@@ -268,7 +263,7 @@ def _run(model: _Model, gap_us: float, node_limit: int, time_limit_s: float) -> 
             constraints=optimize.LinearConstraint(model.matrix(), model.row_lower, np.inf),
             options={
                 "node_limit": max(1, node_limit),
-                "time_limit": time_limit_s,
+                "time_limit": _GUARD_S,
                 "mip_rel_gap": model.relative_gap(gap_us),
             },
         )
