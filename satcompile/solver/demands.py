@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from satcompile.solver.two_phase import Problem
+from satcompile.solver.two_phase_problem import Problem
 
 _MOST_ARCS = 500_000
 _MOST_DEMANDS = 2_000  # at one operation

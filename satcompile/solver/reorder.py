@@ -20,6 +20,7 @@ import numpy as np
 from satcompile.solver.arrays import rows
 from satcompile.solver.jit import compiled
 from satcompile.solver.problem import Infeasible, Problem, peak_bytes
+from satcompile.solver.race import Race
 from satcompile.solver.schedule import Schedule
 
 BOUND_KIND = "none: the order of first computations is free"
@@ -71,11 +72,9 @@ def _tries(nodes: int, time_limit_s: float) -> int:
 
 
 def _try(problem: Problem, budget_bytes: int, try_s: float, seed: int) -> Schedule:
-    from satcompile.solver.anytime import solve
-
     order = _order(problem, budget_bytes, try_s * _SHARE, seed)
     other = permuted(problem, order)
-    found = solve(other, budget_bytes, max(0.5, try_s * (1 - _SHARE)), seed)
+    found = Race(other, budget_bytes, max(0.5, try_s * (1 - _SHARE)), seed).run()
     sequence = tuple(order[node] for node in found.sequence)
     return Schedule(
         problem, budget_bytes, sequence, 0.0, BOUND_KIND, proven=len(sequence) == len(problem)

@@ -92,7 +92,15 @@ class Step:
     @cached_property
     def arrays(self) -> StepArrays:
         """The same for compiled code."""
-        return step_arrays(self)
+        operations = self.operations
+        return step_arrays(
+            [o.reads for o in operations],
+            [o.writes for o in operations],
+            self.storage_bytes,
+            [o.workspace_bytes for o in operations],
+            [o.fusible for o in operations],
+            [o.reduces for o in operations],
+        )
 
     def makers(self) -> Mapping[int, int]:
         """The operation that makes each storage."""

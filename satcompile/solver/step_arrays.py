@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satcompile.solver.arrays import rows
-
-if TYPE_CHECKING:
-    from satcompile.solver.step import Step
 
 # Inductor writes a pointwise result to memory, rather than inline it, when it reads more than so
 # many buffers (its realize_acc_reads_threshold), or more than so many and has several readers
@@ -40,19 +38,26 @@ class StepArrays(NamedTuple):
     most_reads_reused: int
 
 
-def step_arrays(step: Step) -> StepArrays:
-    operations = step.operations
-    read_start, reads = rows([o.reads for o in operations], np.int64)
-    write_start, writes = rows([o.writes for o in operations], np.int64)
+def step_arrays(
+    reads: Sequence[Sequence[int]],
+    writes: Sequence[Sequence[int]],
+    num_bytes: Sequence[int],
+    workspace_bytes: Sequence[int],
+    fusible: Sequence[bool],
+    reduces: Sequence[bool],
+) -> StepArrays:
+    """Args: those of the attributes, an entry for each operation (``num_bytes``: each storage)."""
+    read_start, read = rows(reads, np.int64)
+    write_start, written = rows(writes, np.int64)
     return StepArrays(
         read_start,
-        reads,
+        read,
         write_start,
-        writes,
-        np.array(step.storage_bytes, np.int64),
-        np.array([o.workspace_bytes for o in operations], np.int64),
-        np.array([o.fusible for o in operations], np.bool_),
-        np.array([o.reduces for o in operations], np.bool_),
+        written,
+        np.array(num_bytes, np.int64),
+        np.array(workspace_bytes, np.int64),
+        np.array(fusible, np.bool_),
+        np.array(reduces, np.bool_),
         MOST_READS,
         MOST_READS_REUSED,
     )

@@ -16,8 +16,7 @@ its last use. Not optimal for the peak at every step, where several copies of a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 from scipy import optimize, sparse
@@ -25,143 +24,28 @@ from scipy import optimize, sparse
 from satcompile.solver import demands
 from satcompile.solver.constrained_path import DemandGraph, NoPath
 from satcompile.solver.quiet import without_chatter
+from satcompile.solver.two_phase_problem import (
+    Infeasible,
+    Operation,
+    Problem,
+    Solution,
+    Unsolvable,
+    Value,
+    evaluate,
+)
 
 _GUARD_S = 60.0  # against the unforeseen: work is limited by nodes
+__all__ = [
+    "Infeasible",
+    "Operation",
+    "Problem",
+    "Solution",
+    "Unsolvable",
+    "Value",
+    "evaluate",
+    "solve",
+]
 _PARTIAL_PLANS_PER_NODE = 10  # kept at one level; a node of branch and bound takes far longer
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An operation of the forward.
-
-    Attributes:
-        name: for reports.
-        time_us: what running it again costs, its results being read by fused kernels only.
-        reads: indices of values it needs; values that are always there (parameters, inputs)
-            are left out.
-        recomputable: False for randomness, collectives, effects and the like.
-    """
-
-    name: str
-    time_us: float
-    reads: tuple[int, ...]
-    recomputable: bool = True
-
-
-@dataclass(frozen=True)
-class Value:
-    """A result of an operation, with all the views of its storage.
-
-    Attributes:
-        producer: index of the operation.
-        num_bytes: what saving it costs; 0 where it stays alive anyway.
-        needed: the backward reads it.
-        saveable: False where saving is not allowed (results of forced recomputation).
-        save_time_us: what saving costs in time: a write that fusion would have avoided.
-        materialize_time_us: what recomputing it costs on top of its operation's time when a
-            reader cannot fuse it, so that it must be written to memory.
-        unfused_backward: the backward itself has such a reader.
-        unfused_readers: the operations that are such readers.
-    """
-
-    producer: int
-    num_bytes: int
-    needed: bool = False
-    saveable: bool = True
-    save_time_us: float = 0.0
-    materialize_time_us: float = 0.0
-    unfused_backward: bool = False
-    unfused_readers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Operations in an order in which each comes after those whose values it reads."""
-
-    operations: Sequence[Operation]
-    values: Sequence[Value]
-
-    @cached_property
-    def _demand_graphs(self) -> dict[frozenset[int], DemandGraph | None]:
-        return {}
-
-    def demand_graph(self, forced: frozenset[int]) -> DemandGraph | None:
-        """The choices as paths, given the values that are saved anyway; kept, because it
-        serves every limit. None where it would be too large."""
-        if forced not in self._demand_graphs:
-            found = demands.expand(self, forced)
-            self._demand_graphs[forced] = None if found is None else DemandGraph(found)
-        return self._demand_graphs[forced]
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A choice and what is known about it.
-
-    Attributes:
-        saved: indices of saved values.
-        recomputed: indices of operations that run again.
-        saved_bytes: sum over ``saved``.
-        time_us: objective of the choice: recompute, writes for saving and materializing.
-        bound_us: proven lower bound of the objective under the same limit.
-        nodes: partial plans looked at, or branch-and-bound nodes spent.
-    """
-
-    saved: frozenset[int]
-    recomputed: frozenset[int]
-    saved_bytes: int
-    time_us: float
-    bound_us: float
-    nodes: int = field(default=0, compare=False)
-
-    @property
-    def gap_us(self) -> float:
-        return max(0.0, self.time_us - self.bound_us)
-
-
-class Infeasible(Exception):
-    """No choice keeps the saved bytes within the limit."""
-
-
-class Unsolvable(Exception):
-    """The solver gave up before it found a choice."""
-
-
-def evaluate(problem: Problem, saved: Iterable[int]) -> Solution:
-    """The choice that saves ``saved`` and recomputes whatever else the backward needs.
-
-    Raises:
-        Infeasible: something needed can be neither recomputed nor reached.
-    """
-    chosen = frozenset(saved)
-    recomputed: set[int] = set()
-    stack = [i for i, value in enumerate(problem.values) if value.needed and i not in chosen]
-    while stack:
-        index = problem.values[stack.pop()].producer
-        if index in recomputed:
-            continue
-        operation = problem.operations[index]
-        if not operation.recomputable:
-            raise Infeasible(f"{operation.name} can be neither saved nor recomputed")
-        recomputed.add(index)
-        stack.extend(i for i in operation.reads if i not in chosen)
-    time_us = sum(problem.operations[index].time_us for index in recomputed)
-    for i, value in enumerate(problem.values):
-        if i in chosen:
-            time_us += value.save_time_us
-        elif value.producer in recomputed and _is_materialized(value, recomputed):
-            time_us += value.materialize_time_us
-    return Solution(
-        saved=chosen,
-        recomputed=frozenset(recomputed),
-        saved_bytes=sum(problem.values[i].num_bytes for i in chosen),
-        time_us=time_us,
-        bound_us=0.0,
-    )
-
-
-def _is_materialized(value: Value, recomputed: set[int]) -> bool:
-    return value.unfused_backward or any(reader in recomputed for reader in value.unfused_readers)
 
 
 def solve(
@@ -187,12 +71,22 @@ def solve(
     if not all(problem.values[i].saveable for i in must):
         raise Infeasible("what must be saved may not be")
     try:
-        graph = problem.demand_graph(must)
+        graph = _demand_graph(problem, must)
         if graph is not None:
             return _solve_by_paths(problem, graph, saved_bytes_limit, gap_us, must, node_limit)
     except (demands.NoChoice, NoPath):
         raise Infeasible("no choice keeps the saved bytes within the limit") from None
     return _solve_by_milp(problem, saved_bytes_limit, gap_us, sorted(must), node_limit)
+
+
+def _demand_graph(problem: Problem, forced: frozenset[int]) -> DemandGraph | None:
+    """The choices as paths, given the values that are saved anyway. None where the graph would be
+    too large."""
+    if forced not in problem.known:
+        found = demands.expand(problem, forced)
+        problem.known[forced] = None if found is None else DemandGraph(found)
+    graph: DemandGraph | None = problem.known[forced]
+    return graph
 
 
 def _solve_by_paths(

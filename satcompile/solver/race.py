@@ -25,7 +25,6 @@ from satcompile.solver.residency import Moment, Relaxed, Residency
 from satcompile.solver.schedule import Schedule, sequence_of
 
 TOLERANCE = 1e-4  # of the total time: a gap up to this counts as proven
-_DEFAULT_LIMIT_S = 60.0
 _ALONE_S = 0.5  # relaxations come first for so long: easy problems need nothing else
 _ALONE_LIMIT_S = 2.0
 _NEW_MOMENTS = 4  # a round
@@ -56,50 +55,15 @@ class Progress:
     bound_extra_time: float
 
 
-def solve(
-    problem: Problem,
-    budget_bytes: int,
-    time_limit_s: float | None = None,
-    seed: int = 0,
-    *,
-    free_order: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-) -> Schedule:
-    """The schedule of least time within a budget, or the best found in the time given.
-
-    Args:
-        problem: nodes in the order of their first computation.
-        budget_bytes: for the results of nodes; ``problem.fixed_bytes`` are not counted.
-        time_limit_s: 60 s where None. A second may come on top, and in a new installation the
-            time to compile the search, once.
-        seed: of the search. How far it gets depends on the machine all the same.
-        free_order: first computations may change their order, as far as edges allow. The bound is
-            then zero, as none is known.
-        progress: called a few times a second, from another thread too.
-
-    Raises:
-        Infeasible: no schedule within the budget was found; ``.proven`` says whether none exists.
-        ValueError: the budget is not a whole number from 0 on.
-    """
-    if isinstance(budget_bytes, bool) or budget_bytes != int(budget_bytes) or budget_bytes < 0:
-        raise ValueError(f"a budget is a whole number of bytes from 0 on, not {budget_bytes!r}")
-    if free_order:
-        from satcompile.solver.reorder import reordered
-
-        return reordered(problem, int(budget_bytes), time_limit_s or _DEFAULT_LIMIT_S, seed)
-    race = _Race(problem, int(budget_bytes), time_limit_s or _DEFAULT_LIMIT_S, seed, progress)
-    return race.run()
-
-
 @dataclass
-class _Race:
+class Race:
     """One call of ``solve``: what both sides know."""
 
     problem: Problem
     budget_bytes: int
     limit_s: float
     seed: int
-    progress: Callable[[Progress], None] | None
+    progress: Callable[[Progress], None] | None = None
     keys: list[Moment] | None = None
     extra: float = math.inf
     bounds: dict[str, float] = field(default_factory=lambda: {ANY: 0.0, IN_ORDER: 0.0})
