@@ -1,1 +1,1 @@
-"""The passes, one per file. Each is a small frozen dataclass; ``satcompile.compile.pipeline`` runs them."""
+"""The passes, one per file: frozen dataclasses that ``satcompile.compile.pipeline`` runs."""

@@ -1,20 +1,21 @@
 """Projection and loss over a vocabulary, computed in chunks of tokens.
 
 What the pass rewrites, in a joint graph: the logits (a product with several times more numbers out
-than in), everything else of their size in the forward and in the backward, and what stands
-between. Each chunk of tokens computes its own logits, its losses, its part of the gradient of the
+than in), all other values of their size in the forward and in the backward, and the nodes between
+them. Each chunk of tokens computes its own logits, its losses, its part of the gradient of the
 hidden states, and its share of the weight's gradient, which is a sum over chunks. A chunk's logits
-are one value, read by the forward's loss and by the backward: whether they are kept or computed
-again is for ``recompute`` to decide, chunk by chunk, like everything else. Nothing is assumed of the
-gradient that comes in, unlike in losses that compute their gradient in the forward (Liger kernel,
-Hsu et al., 2024; cut cross-entropy, Wijmans et al., 2024; Inductor's own ``auto_chunker``).
+are one value, which the forward's loss and the backward read. As for every value, ``recompute``
+decides for each chunk whether they are kept or computed again. The pass assumes nothing about the
+incoming gradient, unlike losses that compute their gradient in the forward (Liger kernel, Hsu et
+al., 2024; cut cross-entropy, Wijmans et al., 2024; Inductor's own ``auto_chunker``).
 
-What it leaves alone, each with the reason in the report: logits that are returned, or that some
-operator reads for which there is no rule (``satcompile.graph.chunking.rows``; those of sparse training
-among them); losses that need all tokens at once; symbolic numbers of tokens; logits that are not
+What it leaves alone, each with the reason in the report: logits that are returned; logits that an
+operator without a rule reads (``satcompile.graph.chunking.rows``; the operators of sparse training
+have none); losses that need all tokens at once; symbolic numbers of tokens; logits that are not
 larger than the rest.
 
-It is not the least memory: of a weight's gradient two are alive when a chunk's share is added.
+The memory is not the least possible: when a chunk's share is added to a weight's gradient, two
+gradients of that weight are alive.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from satcompile.graph.training_graph import TrainingGraph, is_tensor, storage_by
 
 _FEWEST, _MOST = 2, 16
 _PER_STORAGE = 2  # chunks' logits in the largest other storage: several of their size are alive
-_ROWS = 64  # chunks are of whole tiles of a matrix product, where there are enough tokens
-_MATTERS = 0.1  # of the peak
-_HEADS = 8  # projections that are looked at, largest first
+_ROWS = 64  # a chunk is whole tiles of a matrix product, if there are enough tokens
+_MATTERS = 0.1  # share of the peak
+_HEADS = 8  # projections to try at most, largest first
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ChunkedLoss:
     """The pass.
 
     Attributes:
-        peak_bytes: of the step without it; logits that are no large part of that are left alone.
+        peak_bytes: of the step without the pass. Logits that are a small part of it stay whole.
     """
 
     peak_bytes: int
@@ -77,15 +78,15 @@ class ChunkedLoss:
         return Result(changed, "; ".join(said), facts)
 
     def _check_size(self, head: fx.Node) -> None:
-        """Before anything is looked for around it: whether it were large in single precision."""
+        """Refuse logits that are small even in single precision, before the region is searched."""
         value = head.meta["val"]
         if not all(isinstance(extent, int) for extent in value.shape):
-            return  # ``find`` refuses symbols, without asking anything of them
+            return  # ``find`` refuses symbols, and does not evaluate them
         if value.numel() * max(value.dtype.itemsize, 4) < _MATTERS * self.peak_bytes:
             raise NotByRows("small beside the peak")
 
     def _chunks(self, graph: TrainingGraph, region: Region) -> list[range]:
-        """So many that a chunk's logits are small beside the largest other storage."""
+        """So many chunks that a chunk's logits are small beside the largest other storage."""
         logits_bytes = max(storage_bytes(node.meta["val"]) for node in region.large)
         if logits_bytes < _MATTERS * self.peak_bytes:
             raise NotByRows("small beside the peak")

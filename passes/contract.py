@@ -1,8 +1,8 @@
-"""What a pass is: one shape for all of them, so that a stage is a list.
+"""The contract of a pass. All passes have one shape, so that a stage is a list.
 
-A pass is a frozen dataclass whose fields are its options. ``satcompile.compile.pipeline`` has the list
-of each stage. Its runner times a pass, records the graph before and after it, and verifies what the pass
-ensures; a pass does none of these itself.
+A pass is a frozen dataclass whose fields are its options. ``satcompile.compile.pipeline`` has the
+list of each stage. Its runner times a pass, records the graph before and after it, and verifies
+what the pass ensures; a pass does none of these itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Stage(Enum):
 
 
 class Ensures(Enum):
-    """What the verifier holds a pass to."""
+    """The property that the verifier checks after a pass."""
 
     DENSE_VALUES = "with all tiles active, every result has the value that it had"
     RESULTS = "inputs and results, with shapes and dtypes, are what they were"
@@ -36,12 +36,12 @@ class Ensures(Enum):
 
 @dataclass(frozen=True)
 class Result(Generic[Graph]):
-    """What a pass made of a graph.
+    """The result of a pass.
 
     Attributes:
-        graph: to go on with; the one that was given where nothing was changed.
+        graph: to go on with; the given graph if nothing was changed.
         changed: what was changed, or why nothing was, in words.
-        facts: for the passes behind.
+        facts: for later passes.
     """
 
     graph: Graph
@@ -56,7 +56,7 @@ class Pass(Protocol[Graph]):
         name: in reports, and in the option ``disable_passes``.
         stage: when it runs.
         requires: names of the facts without which it has nothing to do.
-        ensures: what is verified behind it.
+        ensures: what the verifier checks after it.
     """
 
     @property

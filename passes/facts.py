@@ -1,4 +1,4 @@
-"""What passes find out about a graph, for the passes behind them and for the report."""
+"""Facts that passes find out about a graph, for later passes and for the report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TiledParameter:
         slot: its position among the graph's inputs.
         grid: how it is cut.
         gradient_flops: of its whole gradient.
-        forward_flops: of the products in forward and backward that read it, where these are
-            sparse, too; 0 where they are dense.
-        forward_dense: why they are, where a sparse forward was asked for.
+        forward_flops: of the products in forward and backward that read it, if these are sparse,
+            too; 0 if they are dense.
+        forward_dense: why they are dense, if a sparse forward was asked for.
     """
 
     slot: int
@@ -43,7 +43,7 @@ class DenseParameter:
 
 @dataclass(frozen=True)
 class SparseParameters:
-    """What became of each trained parameter of a graph, by slot; FLOPs of all its products."""
+    """A graph's tiled parameters by slot, its dense ones, and the FLOPs of all its products."""
 
     tiled: Mapping[int, TiledParameter]
     dense: Sequence[DenseParameter]
@@ -55,7 +55,7 @@ class SparseParameters:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the passes of a stage have found out so far.
+    """Facts that the passes of a stage have found out so far.
 
     Attributes:
         sparse: which parameters are trained in tiles; None while no pass has cut any.

@@ -2,19 +2,19 @@
 
 What the pass rewrites, in a backward graph:
 
-1. A gradient that is to be updated with goes to ``satcompile::update_``, behind the last node that
-   reads the parameter's memory under any name (a saved parameter, a saved view of one, a view of
-   either), and behind the node that computes the gradient.
+1. A gradient for an update goes to ``satcompile::update_``. The call stands after the node that
+   computes the gradient, and after the last node that reads the parameter's memory under any name
+   (a saved parameter, a saved view of one, a view of either).
 2. The operator declares that it writes into those inputs, so that Inductor schedules no reader
-   behind it. Inductor's rewriting of the graph would all the same (it joins a product that reads
-   the weight with a sum further down), so the pass runs behind that, and the generated code is
-   checked (``check_order``). The gradient's memory is free after the operator.
+   after it. Inductor's rewriting of the graph would still move one there (it joins a product that
+   reads the weight with a sum further down). So the pass runs after that rewriting, and
+   ``check_order`` checks the generated code. The gradient's memory is free after the operator.
 3. The graph returns None in the gradient's place.
 4. Small gradients wait for the next ones until together they are worth a call.
 
-What it leaves alone: gradients of anything that is no parameter of such an optimizer. Which
-parameter a gradient belongs to is found out at run time, from autograd's own graph, and so is
-whether it may be applied at all (``satcompile.updates.optimizers.in_backward``).
+What it leaves alone: gradients of inputs that are not parameters of such an optimizer. At run time,
+autograd's own graph tells which parameter a gradient belongs to, and the call decides whether the
+gradient may be applied at all (``satcompile.updates.optimizers.in_backward``).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from satcompile.graph.training_graph import storage_bytes
 from satcompile.torch_compat.inductor import lower_as_writer
 from satcompile.updates.optimizers.in_backward import take_gradients
 
-_WORTH_A_CALL = 1 << 20  # bytes of gradients,
-_SHARE_OF_ALL = 64  # or this part of them all, if that is less
+_WORTH_A_CALL = 1 << 20  # bytes of gradients that are worth a call,
+_SHARE_OF_ALL = 64  # or all gradients' bytes divided by this, if that is less
 
-# A line of generated code.
+# Patterns for a line of generated code.
 _CALL = re.compile(
     r"torch\.ops\.satcompile\.update_\.default\(.*, \[(?P<read>[^\[\]]*)\], \[(?P<slots>[\d, ]*)\]\)$"
 )
@@ -45,7 +45,8 @@ _ALIAS = re.compile(r"(?P<name>\w+) = (?:reinterpret_tensor\()?(?P<base>\w+)(?:[
 _NAME, _NUMBER = re.compile(r"[A-Za-z_]\w*\b(?!\()"), re.compile(r"\d+")
 
 _library = torch.library.Library("satcompile", "FRAGMENT")
-# A replayed CUDA graph would not ask again what is to be applied: Inductor leaves it out of its own.
+# A replayed CUDA graph would not ask again which gradients to apply, so Inductor leaves this out of
+# its graphs.
 _library.define(
     "update_(Tensor[] gradients, Tensor(a!)[] read, int[] slots) -> ()",
     tags=(torch.Tag.cudagraph_unsafe,),
@@ -72,7 +73,7 @@ lower_as_writer(_UPDATE, written=1)
 
 @dataclass(frozen=True)
 class _Ready:
-    """A gradient, and the position behind which its parameter may be written."""
+    """A gradient, and the position after which its parameter may be written."""
 
     position: int
     slot: int
@@ -85,8 +86,8 @@ class FusedUpdate:
     """Hand gradients to the optimizer inside the backward.
 
     Attributes:
-        parameters: by a gradient's position among the backward's results: names of the
-            backward's inputs that share memory with the parameter.
+        parameters: names of the backward's inputs that share memory with the parameter, by the
+            gradient's position among the backward's results.
         num_bytes: of these gradients.
     """
 
@@ -121,7 +122,7 @@ class FusedUpdate:
             results[each.slot] = None
         output.args = (type(output.args[0])(results),)
         visible = output.meta.get("user_visible_output_idxs")
-        if visible is not None:  # of these Inductor keeps the layout: there is none of a None
+        if visible is not None:  # Inductor keeps the layouts of these; a None has none
             output.meta["user_visible_output_idxs"] = [i for i in visible if results[i] is not None]
         return Result(graph, self.description, facts)
 
@@ -138,18 +139,18 @@ class FusedUpdate:
         for slot, names in self.parameters.items():
             gradient = results[slot] if slot < len(results) else None
             if not isinstance(gradient, fx.Node):
-                continue  # nothing flows to this parameter
+                continue  # no gradient flows to this parameter
             read = tuple(inputs[name] for name in names if name in inputs)
             behind = max([first, position[gradient], *(last_reader.get(n, 0) for n in read)])
             yield _Ready(behind, slot, gradient, read)
 
 
 def check_order(source: str, num_slots: int) -> None:
-    """Refuse generated code that reads a parameter's memory behind its update.
+    """Refuse generated code that reads a parameter's memory after its update.
 
     Raises:
-        UnsupportedError: the updates are not all to be found, so the order cannot be checked.
-        VerificationError: a reader stands behind an update.
+        UnsupportedError: not all updates are found, so the order cannot be checked.
+        VerificationError: a reader stands after an update.
     """
     written: set[str] = set()
     aliases: dict[str, set[str]] = {}

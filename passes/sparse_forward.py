@@ -1,18 +1,18 @@
-"""A forward, and a gradient of its input, that skip the tiles of a weight which they do not use.
+"""A forward, and a gradient of its input, that skip a weight's unused tiles.
 
-With ``forward_density`` below 1 a weight counts as zero outside its forward set, wherever it is used:
-only so is the gradient that of the function which is computed. What the pass rewrites, in a joint
-graph or in one without a backward:
+With ``forward_density`` below 1, a weight counts as zero outside its forward set, wherever it is
+used. Otherwise the gradient would not be that of the computed function. What the pass rewrites, in
+a joint graph or in one without a backward:
 
-1. A parameter whose every use, through transposes and casts, is the second factor of ``mm`` or
-   ``addmm``, or the weight of a convolution or of its backward: these become
+1. A parameter whose every use, through transposes and casts, is as the second factor of ``mm`` or
+   ``addmm``, or as the weight of a convolution or of its backward. These nodes become
    ``satcompile::masked_mm``, ``masked_addmm``, ``masked_convolution`` and
    ``masked_convolution_input``.
-2. Of the parameters whose gradients are cut (``passes.sparse_gradients``), those that are used in any
-   other way keep a dense forward; the report says why.
+2. A parameter whose gradient is cut (``passes.sparse_gradients``), but which is used in any other
+   way, keeps a dense forward; the report says why.
 
-It must run before what decides about saving: the new operators are not the old ones. The rule that
-the forward set lies within the trained one is Top-KAST's (Jayakumar et al. 2020).
+The pass must run before the planner decides what to save: it replaces operators. The rule that the
+forward set lies within the trained one is Top-KAST's (Jayakumar et al. 2020).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Dense(Exception):
 
 @dataclass(frozen=True)
 class _Use:
-    """A node that multiplies with the weight, or with its transpose."""
+    """A node that multiplies by the weight, or by its transpose."""
 
     node: fx.Node
     transposed: bool
@@ -72,7 +72,7 @@ class SparseForward:
 
     @classmethod
     def asked_by(cls, request: Request) -> SparseForward | None:
-        """The pass, where a request is for a sparse forward."""
+        """The pass; None if the request does not ask for a sparse forward."""
         sparsity = request.options.sparsity
         return cls() if sparsity is not None and sparsity.is_forward_sparse else None
 
@@ -96,19 +96,19 @@ class SparseForward:
     def run_on_inference(
         self, graph: fx.Graph, inputs: Sequence[fx.Node], slots: Iterable[int]
     ) -> frozenset[int]:
-        """Rewrite a graph without a backward; the slots whose uses skip tiles."""
+        """Rewrite a graph without a backward; returns the slots whose uses skip tiles."""
         masked = set()
         for slot in sorted(slots):
             try:
                 if mask_uses(graph, inputs[slot], slot):
                     masked.add(slot)
             except _Dense:
-                continue  # told at run time, if the parameter turns out to have a forward set
+                continue  # reported at run time, if the parameter has a forward set
         return frozenset(masked)
 
 
 def mask_uses(graph: fx.Graph, weight: fx.Node, slot: int) -> float:
-    """Rewrite all uses of a weight, or none; their FLOPs."""
+    """Rewrite all uses of a weight, or none; returns their FLOPs."""
     uses = list(_uses(weight))
     flops = sum(_flops(use.node) for use in uses)
     for use in uses:
@@ -126,7 +126,7 @@ def _uses(weight: fx.Node) -> Iterable[_Use]:
             elif user.target in COPIES and same_shape(user, node):
                 pending.append((user, transposed))
             elif user.target is TILE_CONVOLUTION_WEIGHT:
-                continue  # asks for its shape only
+                continue  # reads the shape only
             elif _position(user) is not None and _reads_once(user, node, _position(user)):
                 yield _Use(user, transposed)
             else:
@@ -134,7 +134,7 @@ def _uses(weight: fx.Node) -> Iterable[_Use]:
 
 
 def _position(user: fx.Node) -> int | None:
-    """Where among a node's arguments the weight must stand."""
+    """The position among a node's arguments where the weight must stand."""
     if user.target is aten.mm.default:
         return 1
     if user.target is aten.addmm.default:
@@ -155,7 +155,7 @@ def _reads_once(user: fx.Node, node: fx.Node, position: int | None) -> bool:
 
 
 def _flops(node: fx.Node) -> float:
-    """FLOPs of a product that is going to be masked."""
+    """FLOPs of a product that will be masked."""
     if node.target is not aten.convolution_backward.default:
         return matrix_flops(node) or 0.0
     return convolution_flops(node, 0)

@@ -2,19 +2,21 @@
 
 What the pass rewrites, in a joint graph:
 
-1. The gradient of a parameter of two dimensions is one matrix product, or a sum of several (a weight
-   that is used more than once). Between products and gradient stand only transposes, casts, copies,
-   and multiplications by numbers, so that what is zero stays zero, and nobody else reads what
-   lies between. Each product becomes ``satcompile::tile_mm``.
-2. The gradient of a convolution's weight, of any number of dimensions, without groups, not
-   transposed: it is taken out of ``convolution_backward`` and becomes
+1. The gradient of a parameter of two dimensions, if it is one matrix product or a sum of several (a
+   weight that is used more than once). Only transposes, casts, copies and multiplications by
+   numbers stand between the products and the gradient, so that zeros stay zero, and no other node
+   reads the values between. Each product becomes ``satcompile::tile_mm``.
+2. The gradient of the weight of a convolution of any number of dimensions, neither grouped nor
+   transposed. It is taken out of ``convolution_backward`` and becomes
    ``satcompile::tile_convolution_weight``; the gradients of input and bias stay where they are.
 
 What it leaves alone, each with the reason in the report: parameters of fewer dimensions, embeddings
 (also where they are tied to a projection), grouped and transposed convolutions, weights of a single
-tile, and whatever else is no plain product. Attention's products lead to no parameter's gradient.
+tile, and any other gradient that is not a plain product. Attention's products lead to no
+parameter's gradient.
 
-Which tiles are computed is known when the operators run (``satcompile.updates.sparsity.operators``).
+The operators look up the tiles to compute when they run
+(``satcompile.updates.sparsity.operators``).
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class SparseGradients:
     """The pass.
 
     Attributes:
-        slots: positions among the graph's inputs of the parameters that are trained.
+        slots: positions of the trained parameters among the graph's inputs.
         block: rows and columns of a tile, as the user gave it.
     """
 
@@ -71,12 +73,12 @@ class SparseGradients:
 
     @classmethod
     def asked_by(cls, request: Request) -> SparseGradients | None:
-        """The pass with the settings of a request; None where it is not asked for."""
+        """The pass with the settings of a request; None if the request does not ask for it."""
         sparsity = request.options.sparsity
         return None if sparsity is None else cls(request.subject.trained, sparsity.block)
 
     def run(self, graph: TrainingGraph, facts: Facts) -> Result[TrainingGraph]:
-        """Rewrite the joint graph in place; what is kept of it elsewhere must be made anew."""
+        """Rewrite the joint graph in place; data derived from the old graph becomes invalid."""
         tiled: dict[int, TiledParameter] = {}
         dense: list[DenseParameter] = []
         total = sum(matrix_flops(node) or 0.0 for node in graph.graph.nodes)
@@ -131,12 +133,12 @@ def _described(found: SparseParameters) -> str:
 
 
 def _has_dense_rows(weight: torch.Tensor) -> bool:
-    """Whether each output channel's weights are together in memory, in whatever order."""
+    """Whether each output channel's weights are together in memory, in any order."""
     return is_dense(weight) and weight.stride(0) == weight.numel() // weight.shape[0]
 
 
 def _products(gradient: fx.Node, is_convolution: bool) -> Iterable[tuple[fx.Node, bool]]:
-    """The products that a gradient is the sum of, and whether each is transposed on its way."""
+    """The products whose sum is a gradient, and whether each is transposed on its way there."""
     pending: list[tuple[fx.Node, bool]] = [(gradient, False)]
     while pending:
         node, transposed = pending.pop()
@@ -154,7 +156,7 @@ def _products(gradient: fx.Node, is_convolution: bool) -> Iterable[tuple[fx.Node
 
 
 def _sources(node: fx.Node) -> list[fx.Node] | None:
-    """What a node passes on, zeros included, element by element; None where it computes."""
+    """The nodes that a node passes on, zeros included, by element; None where it computes."""
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     first = node.args[0]
@@ -197,7 +199,7 @@ def convolution_flops(backward: fx.Node, position: int) -> float:
     if not mask[position]:
         return 0.0
     wanted = [p == position for p in range(3)]
-    graph = fx.Graph()  # of a copy, to be counted
+    graph = fx.Graph()  # of a copy of the node, to count its FLOPs
     arguments = tuple(map_arg(backward.args, lambda node: _placeholder(graph, node)))
     alone = graph.call_function(backward.target, (*arguments[:10], wanted))  # type: ignore[arg-type]
     alone.meta["val"] = tuple(v if w else None for v, w in zip(values, wanted, strict=True))
@@ -239,7 +241,7 @@ def _cut_convolution(node: fx.Node, slot: int, block: int) -> None:
 
 
 def drop_result(backward: fx.Node, position: int) -> None:
-    """A ``convolution_backward`` that need not compute one of its three results any more."""
+    """Stop a ``convolution_backward`` from computing one of its three results."""
     mask = list(backward.args[10])  # type: ignore[arg-type]
     mask[position] = False
     backward.args = (*backward.args[:10], mask)
@@ -251,7 +253,7 @@ def drop_result(backward: fx.Node, position: int) -> None:
 
 
 def replaced(node: fx.Node, target: Callable[..., Any], arguments: tuple[Any, ...]) -> fx.Node:
-    """``node`` as another operation of the same result."""
+    """Replace ``node`` by another operation with the same result; returns the new node."""
     graph = node.graph
     with graph.inserting_before(node):
         new = graph.call_function(target, arguments)

@@ -1,7 +1,7 @@
 """The entry point: from ``torch.compile``'s call to a compiled callable within its budget.
 
-The only place that binds run-time tensors: what is resident, which parameters a graph served,
-and the sizes for which a plan holds.
+The backend reads the options, refuses by name what cannot be honoured, and hands each graph of
+Dynamo's to ``satcompile.runtime``, which plans it and runs it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def sat(
 
     Args:
         gm: Dynamo's graph.
-        example_inputs: its inputs; parameters arrive as real ``torch.nn.Parameter``.
+        example_inputs: the graph's inputs; parameters arrive as real ``torch.nn.Parameter``.
         options: see ``satcompile.options.Options``.
-        mode: refused by name.
+        mode: not supported; any value but None is refused.
 
     Raises:
         OptionError, UnsupportedError, BudgetError, VerificationError.
@@ -51,8 +51,8 @@ def sat(
         error.first_useful_frame = sys._getframe()  # the user's traceback ends here, not in torch
         if not dynamo.suppress_errors_enabled():
             raise
-        # Dynamo would swallow this and run eager. What a graph raises when it runs it does
-        # not swallow, so the refusal waits there.
+        # Dynamo would swallow this error and run eager. It does not swallow what a compiled graph
+        # raises when it runs, so the refusal is raised there.
         return _raising(error)
 
 
@@ -65,7 +65,7 @@ def _raising(error: SatcompileError) -> Callable[..., Any]:
 
 @functools.cache
 def _warn_of_untested_torch() -> None:
-    """Once a process. What is planned is verified with any torch, and what code allocates is read."""
+    """Warn once per process. On any torch, plans are verified and allocations read off the code."""
     if versions.is_untested():
         newest = ".".join(map(str, versions.NEWEST_TESTED))
         warnings.warn(
@@ -110,7 +110,7 @@ _TAKES_SPARSE = {torch.nn.functional.embedding: 6, torch.nn.functional.embedding
 
 
 def _refuse_sparse_gradients(gm: fx.GraphModule) -> None:
-    """Torch's own compiled code fails on them, too, with an error of its insides."""
+    """Refuse sparse gradients: torch's own compiled code fails on them with an internal error."""
     if not torch.is_grad_enabled():
         return
     graphs = [m for m in gm.modules() if isinstance(m, fx.GraphModule)]
@@ -128,7 +128,7 @@ def _refuse_sparse_gradients(gm: fx.GraphModule) -> None:
 
 
 def _refuse_devices(gm: fx.GraphModule, options: Options) -> None:
-    """What is counted was checked on CPUs and CUDA alone."""
+    """Refuse a budget on other devices: the byte counts were checked on CPUs and CUDA only."""
     others = sorted({device.type for device in devices_of(gm)} - {"cpu", "cuda", "meta"})
     if others and options.memory_budget is not None:
         raise UnsupportedError(
@@ -139,8 +139,8 @@ def _refuse_devices(gm: fx.GraphModule, options: Options) -> None:
 
 
 def _refuse_cuda_graphs(gm: fx.GraphModule, options: Options) -> None:
-    """They keep memory of their own between steps, and replay what was recorded: a mask that changes,
-    a number that an update reads anew, would be those of the recording."""
+    """CUDA graphs keep memory of their own between steps and replay recorded values. A mask that
+    changes, or a number that an update reads again, would keep its recorded value."""
     on_gpu = any(device.type == "cuda" for device in devices_of(gm))
     if not on_gpu or not inductor.uses_cuda_graphs(options.inductor):
         return
@@ -154,7 +154,7 @@ def _refuse_cuda_graphs(gm: fx.GraphModule, options: Options) -> None:
 
 
 def _refuse_streams(gm: fx.GraphModule, options: Options) -> None:
-    """What one stream frees, another may still need: a stream's memory waits for the others."""
+    """A stream may free memory that another stream still needs; that memory waits for the other."""
     asked = [name for name in ("memory_budget", "sparsity") if getattr(options, name) is not None]
     used = [node.name for node in gm.graph.nodes if dynamo.is_of_streams(node)]
     if asked and used:
@@ -166,7 +166,7 @@ def _refuse_streams(gm: fx.GraphModule, options: Options) -> None:
 
 
 def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callable[..., Any]:
-    """A graph of Dynamo's as a callable that keeps to the options."""
+    """Turn a graph of Dynamo's into a callable that keeps to the options."""
     _refuse_sparse_gradients(gm)
     _refuse_devices(gm, options)
     _refuse_cuda_graphs(gm, options)
@@ -192,8 +192,8 @@ def _compile(gm: fx.GraphModule, inputs: list[Any], options: Options) -> Callabl
 def _planned_or_refused(
     bound: BoundGraph | UnlimitedGraph, inputs: list[Any], options: Options
 ) -> PlanInUse:
-    """The first plan. What torch's compiler gives up on, Dynamo runs in eager, after a warning;
-    with a budget that would end the promise."""
+    """Make the first plan. Where torch's compiler gives up on a graph, Dynamo warns and runs it in
+    eager. With a budget that would break the promise, so it is refused."""
     try:
         return bound.first_plan(inputs)
     except dynamo.LEFT_TO_EAGER as error:

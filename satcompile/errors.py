@@ -1,6 +1,6 @@
 """One class per mistake. Each message stands alone: what was asked, what is possible, what to do.
 
-All inherit ``ShortenTraceback`` so that they leave ``torch.compile`` as themselves: a user's
+All inherit ``ShortenTraceback`` so that ``torch.compile`` raises them unchanged: a user's
 ``except satcompile.BudgetError`` works, with no ``BackendCompilerFailed`` around it.
 """
 
@@ -12,7 +12,7 @@ from satcompile.torch_compat.dynamo import ShortenTraceback
 
 
 class SatcompileError(ShortenTraceback):
-    """Base of everything that satcompile raises."""
+    """Base class of all errors that satcompile raises."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, first_useful_frame=None)
@@ -27,26 +27,26 @@ class UnsupportedError(SatcompileError):
 
 
 class UpdateError(SatcompileError):
-    """An order of calls in which updates inside the backward would not be what eager does.
+    """An order of calls in which updates inside the backward would differ from eager.
 
-    Raised before anything wrong is computed; where that cannot be foreseen, the message says
-    what has been applied already.
+    It is raised before anything wrong is computed. Where satcompile cannot foresee the problem,
+    the message says which updates were applied already.
     """
 
 
 class BudgetError(SatcompileError):
-    """No valid plan is held whose peak is within the budget.
+    """No valid plan is known whose peak is within the budget.
 
     Attributes:
-        budget_bytes: what was asked.
-        floor_bytes: the smallest peak for which a valid plan is held.
-        floor_op: where that plan's peak lies: operation and module.
-        covers_step: whether the floor is the whole step's. It is not where the model breaks into
-            several graphs and those behind this one are not compiled yet: the step's floor is then
-            higher, and named by the error of the second step.
-        breakdown: bytes alive there, by kind: parameters (with buffers), gradients, optimizer
-            state, inputs, outputs, what is saved for the backward, temporaries, and what is
-            reserved or belongs to other graphs of the step. They add up to ``floor_bytes``.
+        budget_bytes: the requested budget.
+        floor_bytes: the smallest peak for which a valid plan is known.
+        floor_op: operation and module at which that plan has its peak.
+        covers_step: whether the floor is that of the whole step. It is not if the model breaks
+            into several graphs and later ones are not compiled yet. The step's floor is then
+            higher; the error of the second step names it.
+        breakdown: bytes alive at that peak, by kind: parameters (with buffers), gradients,
+            optimizer state, inputs, outputs, values saved for the backward, temporaries, the
+            reserve, and other graphs of the step. They add up to ``floor_bytes``.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class BudgetError(SatcompileError):
 class VerificationError(SatcompileError):
     """A pass broke the graph: the compiled step would not compute what the model says.
 
-    This is a defect of satcompile, found before anything ran.
+    This is a defect in satcompile, found before anything ran.
     """
 
 
 class NotCompiledError(SatcompileError, LookupError):
-    """A report was asked for something that the backend never compiled."""
+    """A report was requested for something that the backend never compiled."""
 
 
 class FileError(SatcompileError, OSError):
     """A report's file could not be written or read, or holds no report.
 
     Attributes:
-        errno, filename: of the operating system's error, where there was one.
+        errno, filename: from the operating system's error, if there was one.
     """
 
     def __init__(self, message: str, cause: OSError | None = None) -> None:
@@ -89,4 +89,4 @@ class FileError(SatcompileError, OSError):
             self.errno, self.filename = cause.errno, cause.filename
 
     def __str__(self) -> str:
-        return str(self.args[0])  # not "[Errno 2] ...", which OSError would make of it
+        return str(self.args[0])  # OSError would print "[Errno 2] ..."

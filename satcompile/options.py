@@ -1,7 +1,7 @@
-"""What a user may ask for in ``torch.compile(..., backend="sat", options={...})``, validated.
+"""The options of ``torch.compile(..., backend="sat", options={...})``, validated.
 
-Nothing is silently ignored: an unknown key, a wrong type or an impossible value is answered
-with what was asked, what is possible, and the nearest valid choice.
+Nothing is silently ignored. For an unknown key, a wrong type or an impossible value, the error
+says what was asked, what is possible, and the nearest valid choice.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _PERCENT_OF_DEFAULT = r"\s*(\d+(?:\.\d+)?)\s*%\s*of\s+default\s*"
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """A budget as it was asked for; exactly one of ``num_bytes``, ``share`` and ``auto`` is set.
+    """A budget as the user gave it; exactly one of ``num_bytes``, ``share`` and ``auto`` is set.
 
     Attributes:
         num_bytes: peak bytes.
-        share: of ``default_peak_bytes``, 0.6 for "60% of default".
-        auto: whatever the device has free.
+        share: fraction of ``default_peak_bytes``; 0.6 for "60% of default".
+        auto: whether the budget is what the device has free.
     """
 
     text: str
@@ -41,7 +41,7 @@ class MemoryBudget:
 
 
 class Options(BaseModel):
-    """The validated options; see DESIGN's table or the README for what each one means."""
+    """The validated options; the README says what each one means."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -56,7 +56,7 @@ class Options(BaseModel):
 
     @property
     def code_key(self) -> str:
-        """What generated code depends on: of sparsity, how weights are cut, not which tiles count."""
+        """Key of all that generated code depends on; of sparsity, only how weights are cut."""
         key = None if self.sparsity is None else self.sparsity.key
         return repr((self.model_copy(update={"sparsity": None}), key))
 
@@ -149,10 +149,10 @@ class Options(BaseModel):
 
 
 def parse(options: Any) -> Options:
-    """Validate what came through ``torch.compile``.
+    """Validate the options that ``torch.compile`` passes on.
 
     Raises:
-        OptionError: with the offending option, its value, and the nearest valid choice.
+        OptionError: names the offending option, its value, and the nearest valid choice.
     """
     if options is None:
         return Options()
@@ -200,7 +200,7 @@ def parse(options: Any) -> Options:
 
 
 def read_budget(value: Any) -> MemoryBudget:
-    """A memory budget from an int or text; see ``MemoryBudget``."""
+    """Read a memory budget from an int or text; see ``MemoryBudget``."""
     if isinstance(value, str):
         if value.strip().lower() == "auto":
             return MemoryBudget(value, auto=True)
@@ -235,7 +235,7 @@ def _read_bytes(option: str, value: Any, least: int = 1) -> int:
 
 
 def refuse_mode(mode: Any) -> None:
-    """``torch.compile(mode=...)`` sets Inductor's configuration; ours goes through options."""
+    """Refuse ``torch.compile(mode=...)``: Inductor's configuration goes through the options."""
     if mode is not None:
         raise OptionError(
             f"backend='sat' takes no mode ({mode!r} was given). What a mode sets in Inductor can "

@@ -6,15 +6,15 @@ import re
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-# ByteSize would read "6GiB or so" and "1,5GiB" up to where they stop making sense.
+# ByteSize would read only the start of "6GiB or so" and "1,5GiB" and ignore the rest.
 _ONE_SIZE = r"\s*\d*\.?\d+\s*[A-Za-z]*\s*"
 
 
 def read_size(value: int | str) -> int:
-    """Bytes.
+    """Read a size in bytes.
 
     Raises:
-        ValueError: it is not a size.
+        ValueError: ``value`` is not a size.
     """
     if isinstance(value, str) and not re.fullmatch(_ONE_SIZE, value):
         raise ValueError(f"{value!r} is not a size in bytes")
@@ -25,7 +25,7 @@ def read_size(value: int | str) -> int:
 
 
 def format_bytes(num_bytes: float | None) -> str:
-    """Binary units: 1.50 GiB."""
+    """Format bytes in binary units: 1.50 GiB."""
     if num_bytes is None:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -36,12 +36,12 @@ def format_bytes(num_bytes: float | None) -> str:
 
 
 def format_change(num_bytes: int) -> str:
-    """With its sign: +1.50 GiB."""
+    """Format a change in bytes with its sign: +1.50 GiB."""
     return f"{'+' if num_bytes > 0 else ''}{format_bytes(num_bytes)}"
 
 
 def format_time(time_us: float) -> str:
-    """In the unit that suits: 1.5 ms."""
+    """Format a time in the unit that suits: 1.5 ms."""
     if time_us < 1e3:
         return f"{time_us:.0f} us"
     return f"{time_us / 1e3:.1f} ms" if time_us < 1e6 else f"{time_us / 1e6:.2f} s"

@@ -13,8 +13,8 @@ from typing import Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
-    0: it did what it says. 1: it did not, and the last lines say why. 2: it was called wrongly
-    (``argparse`` exits by itself).
+    0: the command did what it says. 1: it did not, and the last lines say why. 2: the call was
+    wrong (``argparse`` exits by itself).
     """
     arguments = _parser().parse_args(argv)
     return arguments.run(arguments)
@@ -30,7 +30,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             Settings(steps=arguments.steps, layers=arguments.layers, budget=arguments.budget)
         )
     except SatcompileError as error:
-        # One paragraph is ours; Dynamo adds hints for its own developers below it.
+        # The first paragraph is ours; Dynamo adds hints for its own developers below it.
         print(f"satcompile: {str(error).partition(chr(10) * 2)[0]}", file=sys.stderr)
         return 1
 

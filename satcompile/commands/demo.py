@@ -2,8 +2,8 @@
 
 ``torch.compile``'s default, torch's own activation budget, and ``backend="sat"`` under a memory
 budget start from the same weights and see the same text: the library sources of the Python that
-runs them, read as bytes. Nothing is downloaded. What is compared is measured: the loss, the
-peak of a step, and its time.
+runs them, read as bytes. Nothing is downloaded. The demo measures and compares the loss, the peak
+of a step, and its time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from satcompile.runtime.registry import report
 from satcompile.sizes import format_bytes
 from satcompile.torch_compat.dynamo import compiled_graphs
 
-_WIDTH = 110  # of what is not a terminal
+_WIDTH = 110  # of output that is not a terminal
 _BYTE_VALUES = 256
 _TEXT_BYTES = 4_000_000
 _WARM_UP_STEPS = 2  # the first compiles, the second still fills the allocator's pools
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass
 class Variant:
-    """One way of compiling the model, with the model that it trains and what came of it.
+    """One way of compiling the model, with the model that it trains and the results.
 
     Attributes:
         name: as the table shows it.
@@ -129,7 +129,7 @@ def run(settings: Settings, console: Console | None = None) -> int:
 
     Raises:
         DemoError: transformers is missing, or a variant was not compiled as one graph.
-        BudgetError, OptionError: of ``backend="sat"``, for the budget that was asked.
+        BudgetError, OptionError: from ``backend="sat"``, for the requested budget.
     """
     console = console or Console(width=None if sys.stdout.isatty() else _WIDTH)
     text = library_text()
@@ -161,7 +161,7 @@ def library_text() -> torch.Tensor:
 
 
 def _batches(text: torch.Tensor, settings: Settings) -> Iterator[torch.Tensor]:
-    """Random windows of the text, shape (batch, length), dtype int64; the same for every seed."""
+    """Random windows of the text, shape (batch, length), dtype int64; fixed by the seed."""
     if len(text) <= settings.length:
         raise DemoError(
             f"The demo trains on Python's library sources, and found {len(text)} bytes of them in "
@@ -210,10 +210,10 @@ def _variant(
 
 
 def _forward(model: torch.nn.Module, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward to compile, as code of its own.
+    """The forward to compile, with its own code object.
 
-    Dynamo keeps compiled graphs by code object. With one code for all variants the second
-    would silently run the first one's graph.
+    Dynamo keeps compiled graphs by code object. With one code object for all variants, the second
+    variant would silently run the first one's graph.
     """
 
     def loss(batch: torch.Tensor) -> torch.Tensor:
@@ -327,7 +327,7 @@ def _check_losses(variants: Sequence[Variant], console: Console) -> bool:
         for variant in others
         for one, other in zip(variant.losses, default.losses, strict=True)
     ]
-    agree = all(difference <= _LOSS_TOLERANCE for difference in differences)  # NaN is not
+    agree = all(difference <= _LOSS_TOLERANCE for difference in differences)  # false for NaN
     verdict = "the losses agree" if agree else "THE LOSSES DIFFER"
     console.print(
         f"{verdict}: over {len(default.losses)} steps by {max(differences):.1e} at most "
@@ -338,7 +338,7 @@ def _check_losses(variants: Sequence[Variant], console: Console) -> bool:
 
 
 def _check_budget(planned: Report, console: Console) -> bool:
-    """Whether the measured peak is within what was asked."""
+    """Whether the measured peak is within the requested budget."""
     verdicts = [_within_budget(graph, console) for graph in planned.graphs]
     return all(verdicts)
 

@@ -18,7 +18,7 @@ from satcompile.sizes import format_bytes, read_size
 from satcompile.solver import Infeasible, Problem, ProblemError, Progress, Schedule, solve
 from satcompile.solver.floors import floor_bytes
 
-INTERRUPTED = 130  # as shells count: 128, and the number of the signal
+INTERRUPTED = 130  # as in shells: 128 plus the number of the signal
 BUDGET_FORMS = '"60%" (of the peak without recomputation), "8GiB", "800MB", bytes or "floor+10%"'
 _SHARE = r"\s*(\d+(?:\.\d+)?)\s*%\s*"
 _ABOVE_FLOOR = rf"\s*floor\s*(?:\+{_SHARE})?\s*"
@@ -44,7 +44,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Solve, print what was found, write the schedule; the command's exit code."""
+    """Solve, print a summary, write the schedule; returns the command's exit code."""
     search: _Search | None = None
     try:
         problem = Problem.load(settings.path)
@@ -57,8 +57,8 @@ def run(settings: Settings) -> int:
         return _refused(_line(error, settings), 1)
     except KeyboardInterrupt:
         _refused(f"interrupted{search.standing() if search else ''}", INTERRUPTED)
-        # The search goes on in its thread, and HiGHS in threads of its own: where the interpreter
-        # is taken down around them, C++ may abort the process.
+        # The search goes on in its thread, and HiGHS in threads of its own. If the interpreter is
+        # shut down while they run, C++ may abort the process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)
@@ -85,7 +85,7 @@ def read_budget(text: str, problem: Problem) -> int:
 
 
 def schedule_data(schedule: Schedule) -> dict[str, object]:
-    """A schedule as JSON has it; times are in the problem's unit, the gap is a share of their
+    """A schedule as data for JSON; times are in the problem's unit, the gap is a share of their
     sum."""
     return {
         "name": schedule.problem.name,
@@ -102,7 +102,7 @@ def schedule_data(schedule: Schedule) -> dict[str, object]:
 
 
 def summary(schedule: Schedule) -> str:
-    """What was found, a line a fact."""
+    """The facts about a schedule, one per line."""
     problem = schedule.problem
     recomputed = sum(times > 1 for times in Counter(schedule.sequence).values())
     recomputations = len(schedule.sequence) - len(problem)
@@ -124,7 +124,7 @@ def summary(schedule: Schedule) -> str:
 
 @dataclass
 class _Search:
-    """``solve`` in a thread of its own, so that this one can look at it and be interrupted."""
+    """``solve`` in its own thread, so that the caller's thread can watch and be interrupted."""
 
     problem: Problem
     budget_bytes: int
@@ -137,7 +137,7 @@ class _Search:
         thread = threading.Thread(target=self._solve, name="solve", daemon=True)
         thread.start()
         console = Console(stderr=True)
-        with console.status("solving") as status:  # shows nothing where it is no terminal
+        with console.status("solving") as status:  # shows nothing if stderr is no terminal
             while thread.is_alive():
                 thread.join(_LOOK_S)
                 status.update(f"solving{self.standing()}")

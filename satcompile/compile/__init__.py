@@ -1,1 +1,1 @@
-"""From a planned graph to code: the passes in order, the hand-off to Inductor, what its code allocates."""
+"""From a planned graph to code: the passes, the hand-off to Inductor, the code's allocations."""

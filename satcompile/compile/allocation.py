@@ -1,14 +1,14 @@
-"""The allocation sequence of the code that Inductor generated, without running it.
+"""The allocation sequence of Inductor's generated code, found without running it.
 
 Inductor's Python wrapper allocates each buffer, calls kernels, and deletes names. We execute
-that very wrapper with stand-ins: allocations make a ``Block`` that only counts bytes, kernels
+the same wrapper with stand-ins: allocations make a ``Block`` that only counts bytes, kernels
 do nothing, views share their block, and operators without an ``out=`` run on fake tensors to
 learn their results' sizes. Python's own reference counting then frees a block exactly where
 the real run would free the real one.
 
-Memory that an operator takes and returns inside one call is measured by calling it
-(``satcompile.planner.workspace``). Of operators with an ``out=`` matrix products alone take any: on a CPU in
-half precision, on CUDA from torch 2.15 on.
+``satcompile.planner.workspace`` calls an operator to measure the memory that it takes and returns
+inside one call. Among operators with an ``out=``, only matrix products take any: on a CPU in half
+precision, on CUDA from torch 2.15 on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from satcompile.updates.kernels.table import ROW_BYTES
 
 _GENERATED = "<generated>"  # the file name of the text that we execute
 _LINES = "_lines_of_the_generated_text"
-_PARTITION = "partition_"  # and a number, in the order in which the runner has them
+_PARTITION = "partition_"  # followed by a number; the runner has the partitions in this order
 
 
 CUDA_UNIT_BYTES = 512  # what torch's caching allocator rounds to (kMinBlockSize)
@@ -53,10 +53,10 @@ class UnreadableCode(Exception):
 
 
 class Block:
-    """A storage that exists in bytes only; its end of life is an event.
+    """A storage that only counts bytes; it logs its allocation and its end of life.
 
-    ``kind`` says what it turned out to be once the step is known: an output, a gradient, a
-    value saved for the backward, or what it is until then, a temporary.
+    ``kind`` says what the block holds: an output, a gradient, or a value saved for the backward.
+    Until the walk finds out, the block counts as a temporary.
     """
 
     def __init__(self, num_bytes: int, label: str, log: list[BlockEvent]) -> None:
@@ -69,21 +69,21 @@ class Block:
 
 @dataclass(slots=True, eq=False)
 class _Kind:
-    """Shared by a block and its events, which outlive it."""
+    """The kind of a block. Its events share the object, because they outlive the block."""
 
     name: str = "temporaries"
 
 
 @dataclass(frozen=True, slots=True)
 class BlockEvent(Event):
-    """An event that knows whose block it concerns."""
+    """An event that knows the kind of its block."""
 
     kind: _Kind = field(default_factory=_Kind)
 
 
 class _Path:
-    """One way through code that branches on values (``torch.cond``), of which there are none here:
-    each time a value is asked for the script says yes or no, and ``next`` has another script."""
+    """One path through code that branches on values (``torch.cond``). A walk has no values: its
+    script answers each branch with yes or no, and ``next`` moves on to another script."""
 
     _MOST_DECISIONS = 6
 
@@ -93,14 +93,14 @@ class _Path:
 
     def decide(self) -> bool:
         if self._taken == len(self._script):
-            if len(self._script) == self._MOST_DECISIONS:  # or a loop that ends by a value
+            if len(self._script) == self._MOST_DECISIONS:  # or a loop whose end depends on a value
                 raise UnreadableCode(f"over {self._MOST_DECISIONS} branches are taken by values")
             self._script.append(True)
         self._taken += 1
         return self._script[self._taken - 1]
 
     def next(self) -> bool:
-        """Go on to the next path, in the order of binary numbers; False behind the last one."""
+        """Go on to the next path, in the order of binary numbers; False after the last one."""
         self._taken = 0
         while self._script and not self._script[-1]:
             self._script.pop()
@@ -113,28 +113,28 @@ _path: ContextVar[_Path] = ContextVar("path")
 
 
 class _Unknown:
-    """A number in a tensor: it is only good to branch on."""
+    """A number in a tensor. Its value is unknown, so code may only branch on it."""
 
     def __bool__(self) -> bool:
         return _path.get().decide()
 
     def __eq__(self, other: object) -> bool:
-        """Each of several branches has its number (torch 2.14): both answers are walked. That of two
-        such questions not both can be true is not known; more is walked than can run."""
+        """Torch 2.14 numbers the branches and compares. Both answers are walked. At most one such
+        comparison is true, but the walk does not know that: it walks more paths than can run."""
         if isinstance(other, int):
             return _path.get().decide()
-        # Python's own answer would be no, and one path of several be walked.
+        # Python's own answer would be no, and only one of several paths would be walked.
         raise UnreadableCode("a value of a tensor is compared")
 
 
 def _whole_number(value: Any) -> Any:
-    """Python's ``int`` takes no unknown number."""
+    """``int(value)``; an unknown number stays as it is, because Python's ``int`` cannot take it."""
     return value if isinstance(value, _Unknown) else int(value)
 
 
 @dataclass(slots=True)
 class Tensor:
-    """A view of a block: what the wrapper's code may ask of a tensor."""
+    """A view of a block, with the attributes of a tensor that the wrapper's code may use."""
 
     block: Block | None
     shape: tuple[int, ...]
@@ -156,8 +156,8 @@ class Tensor:
         return self._method(operator.getitem)(index)
 
     def __getattr__(self, name: str) -> Any:
-        """Any other method. Of a workspace, parts are cleared before a kernel starts, and summed up
-        behind it."""
+        """Any other method of a tensor. Generated code clears parts of a workspace before a kernel
+        starts, and sums them up after it."""
         if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
             raise AttributeError(f"a stand-in for a tensor has no {name!r}")
         return self._method(getattr(torch.Tensor, name))
@@ -180,7 +180,7 @@ class Tensor:
 
 
 def storage_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements that a strided tensor spans in memory, which is what ``empty_strided`` takes."""
+    """Elements that a strided tensor spans in memory; ``empty_strided`` allocates as many."""
     if any(extent == 0 for extent in shape):
         return 0
     return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
@@ -188,9 +188,9 @@ def storage_elements(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor given to generated code; ``name`` is its placeholder's.
+    """A tensor given to generated code; ``name`` is the name of its placeholder.
 
-    Sizes and strides are ints or sympy expressions; ``hints`` has the concrete values of both,
+    Sizes and strides are ints or sympy expressions. ``hints`` has the concrete values of both,
     sizes first, for which the graph was compiled.
     """
 
@@ -221,18 +221,18 @@ class ScalarSpec:
 def _evaluate(expression: Any, sizes: Mapping[Any, int]) -> int:
     if isinstance(expression, int):
         return expression
-    found = sizes.get(expression)  # most are symbols by themselves
+    found = sizes.get(expression)  # most expressions are a single symbol
     return int(expression.subs(sizes)) if found is None else found
 
 
 @dataclass(frozen=True)
 class GeneratedGraph:
-    """One compiled graph: its wrapper's text and what it is called with and returns.
+    """One compiled graph: the text of its wrapper, its arguments and its results.
 
     Attributes:
         source: text of the wrapper module.
-        inputs: per argument a ``TensorSpec``, a ``ScalarSpec``, or the number that is passed.
-        outputs: per result the name of its node (the backward's placeholders have the same).
+        inputs: for each argument a ``TensorSpec``, a ``ScalarSpec``, or the number that is passed.
+        outputs: for each result the name of its node (the backward's placeholders have the same).
     """
 
     source: str
@@ -240,11 +240,11 @@ class GeneratedGraph:
     outputs: Sequence[str | None]
 
     def at_hints(self) -> GeneratedGraph:
-        """With the sizes that it was compiled for."""
+        """The graph with the sizes that it was compiled for."""
         return self._at(None)
 
     def at_sizes(self, sizes: Mapping[Any, int]) -> GeneratedGraph:
-        """With concrete values for the symbols of its sizes."""
+        """The graph with concrete values for the symbols in its sizes."""
         return self._at(sizes)
 
     def _at(self, sizes: Mapping[Any, int] | None) -> GeneratedGraph:
@@ -260,14 +260,14 @@ class GeneratedGraph:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a walk comes to, in bytes as the device's allocator gives them out.
+    """The results of a walk, in bytes as the device's allocator gives them out.
 
     Attributes:
-        forward_bytes: peak of what the forward allocates.
-        backward_bytes: peak over the backward, with what the forward left.
+        forward_bytes: peak of the forward's allocations.
+        backward_bytes: peak of the backward, including bytes that the forward left alive.
         held_bytes: alive between the two.
-        output_bytes: of these, results that the caller may keep after the backward.
-        gradient_bytes: of leaves, alive after the backward.
+        output_bytes: the part of ``held_bytes`` that the caller may keep after the backward.
+        gradient_bytes: gradients of leaves, alive after the backward.
     """
 
     forward_bytes: int
@@ -283,14 +283,14 @@ class Figures:
 
 @dataclass(frozen=True)
 class StepWalk:
-    """Events of a step's two calls; sizes are of what the step allocates.
+    """Events of a step's two calls; sizes count only what the step allocates.
 
     Attributes:
-        forward, backward: events in order. Allocations between the two (incoming gradients)
-            open the backward's.
+        forward, backward: events in order. The backward's begin with allocations between the two
+            calls (incoming gradients).
         saved_bytes: alive between forward and backward, without what the user holds.
-        unit_bytes: of the device's allocator, which gives out multiples of it. Events and the
-            peak are of what is asked for.
+        unit_bytes: the device's allocator gives out multiples of it. Events and ``peak_bytes``
+            count the bytes that are asked for.
     """
 
     forward: list[BlockEvent]
@@ -328,12 +328,12 @@ class StepWalk:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """The most that is asked for at a time."""
+        """The most bytes that the step asks for at any one time."""
         return max(profile.peak_bytes for profile in self.profiles())
 
     @property
     def held_bytes(self) -> int:
-        """Alive between forward and backward: what is saved, and the outputs."""
+        """Bytes alive between forward and backward: saved values and outputs."""
         return sum(event.num_bytes for event in self.forward)
 
     def bytes_at_end(self, kind: str) -> int:
@@ -342,8 +342,8 @@ class StepWalk:
         return sum(event.num_bytes for event in events if event.kind.name == kind)
 
     def at_peak(self) -> tuple[dict[str, int], str, bool]:
-        """Bytes alive at the step's peak by kind, whose allocation made it, and whether that
-        was in the backward."""
+        """Bytes alive at the step's peak by kind, the label of the allocation that made the peak,
+        and whether the peak is in the backward."""
         forward, backward = self.profiles()
         in_backward = backward.peak_bytes >= forward.peak_bytes
         profile = backward if in_backward else forward
@@ -362,13 +362,14 @@ def walk_step(
     transient_outputs: Iterable[int] = (),
     leaf_gradients: Iterable[int] = (),
 ) -> StepWalk:
-    """The allocation events of a forward and the backward that follows it; where these branch on
-    values, of the path with the highest peak.
+    """The allocation events of a forward and the backward that follows it.
+
+    If the code branches on values, these are the events of the path with the highest peak.
 
     Args:
         forward, backward: the generated graphs; ``backward`` None for a forward alone.
         num_outputs: how many of the forward's results go to its caller; the rest is saved.
-        transient_outputs: those of them that the caller drops at once.
+        transient_outputs: results that the caller drops at once.
         leaf_gradients: results of the backward that become some leaf's ``.grad``.
 
     Raises:
@@ -446,8 +447,8 @@ def _accumulate(
     log: list[BlockEvent],
     on_cpu: bool,
 ) -> None:
-    """What autograd does with the gradients of leaves: it keeps a tensor that is laid out as the leaf
-    is and that nobody else refers to, and a copy of any other (``AccumulateGrad``)."""
+    """Do what autograd does with gradients of leaves (``AccumulateGrad``). It keeps a gradient that
+    has the layout of the leaf and no other reference, and a copy of any other."""
     for position in sorted(leaves & set(range(len(gradients)))):
         gradient, leaf = gradients[position], inputs[position]
         if not isinstance(gradient, Tensor) or gradient.block is None:
@@ -466,13 +467,13 @@ def _copied(
     """A copy in another layout, and the kind of its block."""
     block = Block(math.prod(tensor.shape) * tensor.dtype.itemsize, "gradient's copy", log)
     copy = replace(tensor, block=block, strides=tuple(strides), offset=0)
-    if on_cpu:  # it turns a matrix by way of a small square
+    if on_cpu:  # the copy transposes a matrix by way of a small square
         _add_workspace(torch.ops.aten.copy.default, (copy, tensor), {}, log, on_cpu)
     return copy, block.kind
 
 
 def _is_laid_out(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Whether strides are these, but for those that no step is made by."""
+    """Whether the tensor has these strides; dimensions of size one do not count."""
     return all(
         extent == 1 or found == wanted
         for extent, found, wanted in zip(tensor.shape, tensor.strides, strides, strict=True)
@@ -480,7 +481,7 @@ def _is_laid_out(tensor: Tensor, strides: Sequence[int]) -> bool:
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether the elements fill a piece of memory, each at a place of its own."""
+    """Whether the elements fill one piece of memory without gaps or overlaps."""
     filled = 1
     for stride, extent in sorted(zip(strides, shape, strict=True)):
         if extent != 1 and stride != filled:
@@ -507,14 +508,14 @@ def _resident_input(spec: TensorSpec | Any, log: list[BlockEvent], label: str = 
 
 
 def _call(graph: GeneratedGraph, args: list[Any], log: list[BlockEvent]) -> list[Any]:
-    """Results of the wrapper's ``call``; ``args`` is handed over, as the real one's is."""
+    """Results of the wrapper's ``call``, which takes over ``args``, as the real one does."""
     try:
         return list(_load_call(graph.source, log)(args))
     except UnreadableCode:
         raise
     except Exception as error:
-        # The text is torch's and differs between versions: whatever trips here is a form
-        # that we cannot follow, and the caller says so in the report.
+        # The text is torch's and differs between versions. Any error here means a form that
+        # we cannot follow; the caller says so in the report.
         raise UnreadableCode(f"{type(error).__name__}: {error}") from error
 
 
@@ -538,14 +539,14 @@ def _load_call(source: str, log: list[BlockEvent]) -> Callable[[list[Any]], Sequ
 
 @dataclass(frozen=True)
 class _Module:
-    """A wrapper's text as far as it is the same for all sizes.
+    """The parts of a wrapper that are the same for all sizes.
 
     Attributes:
-        namespace: what the module's statements define.
+        namespace: names that the module's statements define.
         runner: the class ``Runner``, or the function ``call``.
-        is_class: which of the two.
-        functions: by name, what these call: the parts of a graph that Inductor parted for CUDA
-            graphs, and graphs within the graph (branches of ``torch.cond``).
+        is_class: whether ``runner`` is the class.
+        functions: functions that ``runner`` calls, by name: the partitions that Inductor makes for
+            CUDA graphs, and graphs within the graph (branches of ``torch.cond``).
     """
 
     namespace: dict[str, Any]
@@ -593,7 +594,7 @@ def _compiled(statement: ast.stmt) -> CodeType:
 
 
 class _Nothing:
-    """A kernel, a stream, a device guard: called, entered, asked for attributes, to no effect."""
+    """Stands in for a kernel, a stream or a device guard. No use of it has an effect."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
         return self
@@ -636,7 +637,7 @@ class _Operators:
         if may_need_workspace(self._real):
             self._add_workspace(args, kwargs)
         elif str(self._real) == "satcompile.update_.default" and not self._on_cpu:
-            gradients = args[0]  # the GPU reads of them in a table
+            gradients = args[0]  # a GPU reads about them in a table
             _log_workspace(len(gradients) * ROW_BYTES, "the update's table", self._log)
         return results
 
@@ -647,7 +648,7 @@ class _Operators:
 def _add_workspace(
     op: Any, args: Any, kwargs: dict[str, Any], log: list[BlockEvent], on_cpu: bool
 ) -> None:
-    """What a call takes inside and gives back at once; on a GPU only where there is one to ask."""
+    """Log the memory that a call takes and gives back; for a GPU only if one is available."""
     if not on_cpu and not torch.cuda.is_available():
         return
     zeros, named = pytree.tree_map(_as_zeros, (args, dict(kwargs)), is_leaf=_is_tensor)
@@ -670,7 +671,7 @@ def _as_zeros(value: Any) -> Any:
     return Zeros(value.shape, value.strides, value.dtype) if _is_tensor(value) else value
 
 
-# These copy all that lies in the first argument's storage, whatever part of it the argument is; on fake
+# These copy the whole storage of the first argument, whatever part of it the argument is. On fake
 # tensors they do not.
 _OF_WHOLE_STORAGES = (
     torch.ops.aten.copy.default,
@@ -684,7 +685,7 @@ _OF_WHOLE_STORAGES = (
 def _run_fake(
     op: Any, args: Any, kwargs: Mapping[str, Any], log: list[BlockEvent], on_cpu: bool
 ) -> Any:
-    """What ``op`` returns, as blocks: shared with an argument where it shares storage."""
+    """The results of ``op``. A result that shares storage with an argument shares its block."""
     owners: dict[int, Block | None] = {}
     label = _assigned_name() or str(op)
     first = args[0].block if op in _OF_WHOLE_STORAGES and _is_tensor(args[0]) else None
@@ -720,8 +721,8 @@ def _run_fake(
 
 
 def _assigned_name() -> str:
-    """The variable that the line of generated code which is running now assigns to, "" if none:
-    a buffer's name, which Inductor can trace back to operations."""
+    """The variable that the running line of generated code assigns to, "" if none. It is the name
+    of a buffer, which Inductor can trace back to operations."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_filename != _GENERATED:
         frame = frame.f_back

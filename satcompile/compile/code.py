@@ -1,4 +1,4 @@
-"""Generated code of a plan, and what a step of it allocates."""
+"""The generated code of a plan, and the bytes that a step of it allocates."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from satcompile.compile.pipeline import PassRecord
 from satcompile.compile.planning import PlannedGraphs
 from satcompile.graph.training_graph import storage_bytes
 
-# On top of a simulated peak that no code confirms. It is a margin, no promise: of tiny models'
-# lowest plans a quarter takes more, by workspaces of operators that only code can tell
+# On top of a simulated peak that no code confirms. It is a margin, not a promise: a quarter of the
+# lowest plans of tiny models take more, because of workspaces that only the code shows
 # (``python -m benchmarks.simulation``).
 UNREADABLE_MARGIN = 0.25
 BY_CODE = "generated code"
@@ -29,19 +29,19 @@ BY_SIMULATION = f"simulation and {UNREADABLE_MARGIN:.0%}"
 
 @dataclass(frozen=True)
 class Code:
-    """What was generated for a plan.
+    """The code that Inductor generated for a plan.
 
     Attributes:
         forward, backward: the two wrappers; None where one came without source.
         walk: the step's allocations at the sizes of the plan; None where the code cannot be followed.
-        unreadable: why it cannot; None where it can.
-        figures: what the step comes to, by the walk; without one, by the simulation and a margin.
+        unreadable: why the code cannot be followed; None where it can.
+        figures: the step's figures, from the walk; without one, from the simulation and a margin.
         num_outputs: how many of the forward's results go to its caller.
-        transient_outputs: those of them that the caller drops at once.
+        transient_outputs: results that the caller drops at once.
         leaf_gradients: results of the backward that become some leaf's ``.grad``.
-        origins: by graph (is it the backward's?) the node behind each buffer.
-        backward_passes: what the passes of the backward stage did; none where its code was cached.
-        texts: of the backward with its updates, where torch writes a trace.
+        origins: the node behind each buffer, by graph (True for the backward).
+        backward_passes: records of the backward stage's passes; none where its code was cached.
+        texts: texts of the backward with its updates, where torch writes a trace.
     """
 
     forward: GeneratedGraph | None
@@ -75,7 +75,7 @@ class Code:
 
 
 def simulated_figures(planned: PlannedGraphs) -> Figures:
-    """What a step comes to by simulation, and a margin on top."""
+    """A step's figures from the simulation, with a margin on top."""
     profile, results = planned.plan.profile, planned.problem.graph.backward_outputs
     kept = planned.request.subject.leaves - set(planned.consumed)
     gradients = [results[p] for p in kept if p < len(results)]

@@ -1,4 +1,4 @@
-"""What tells caches apart: digests of our own source and of what a compilation follows from."""
+"""Digests for cache keys: of our own source, and of everything that determines a compilation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digest(*parts: bytes | str) -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """Changes with our version and with any line of ours that could change a graph."""
+    """A digest of our version and of every line of ours that could change a graph."""
     roots = [Path(__file__).parents[1], *map(Path, passes.__path__)]
     files = sorted({file for root in roots for file in root.rglob("*.py")})
     return digest(metadata.version("satcompile"), *(file.read_bytes() for file in files))

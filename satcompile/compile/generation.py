@@ -1,11 +1,11 @@
 """The hand-off to Inductor: code for one plan of a graph.
 
-Inductor gets our partitioner and our wrapper around its compile of each graph. When the
-backward's code exists, what both wrappers allocate is added up, before any kernel of the backward is
-compiled: over what the request accepts, generation ends there and says by how much.
+Inductor gets our partitioner and our wrapper around its compile of each graph. Once the backward's
+code exists, we add up the allocations of both wrappers, before Inductor compiles any kernel of the
+backward. If they are over what the request accepts, generation ends there and says by how much.
 
-Torch calls back from inside its compiler, which has no way to be told to stop: ``_Stopped`` unwinds
-it, and is never seen outside of this module.
+Torch calls back from inside its compiler, and gives callbacks no way to stop it. ``_Stopped``
+unwinds the compiler, and never leaves this module.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ _BUDGET_OF_REGION = (
 
 @dataclass
 class Known:
-    """What is known of a graph from requests before: no answer depends on it, only its time.
+    """Results of earlier requests for a graph. They save time; no answer depends on them.
 
     Attributes:
-        searches: for plans, begun for the same numbers.
-        codes: by the key of the plan.
-        default_saved: names of what torch's own plan saves, which follows the sizes of the first
-            call. Empty until a plan has found out.
+        searches: searches for plans, begun for the same numbers.
+        codes: generated code by the key of its plan.
+        default_saved: names of the nodes that torch's own plan saves, for the sizes of the first
+            call. Empty until planning has found them.
     """
 
     searches: Searches = field(default_factory=Searches)
@@ -87,8 +87,8 @@ class Known:
 
 
 class Backward:
-    """A compiled backward as AOTAutograd calls it. What is to happen around it in a step is put
-    there by who runs the step."""
+    """A compiled backward as AOTAutograd calls it. The code that runs a step replaces ``run`` to
+    add its own work around the backward."""
 
     def __init__(self, compiled: Callable[[list[Any]], Any]) -> None:
         self._boxed_call = True  # it may empty the list that it is given
@@ -101,13 +101,14 @@ class Backward:
 
 @dataclass
 class Generated:
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
-        planned: the two graphs; None for a graph without a backward, where there is nothing to plan.
-        code: None where none was asked for, as the simulated peak is above the limit already, and
-            where there is nothing to plan.
-        compiled: what runs the step; None where code alone was asked for, or was not accepted.
+        planned: the two graphs; None for a graph without a backward, which needs no plan.
+        code: the generated code; None where there is nothing to plan, or where the simulated peak
+            is already above the limit.
+        compiled: the function that runs the step; None if the request was for code only, or did not
+            accept the code.
         backward: the compiled backward.
         masked: in a graph without a backward, positions of parameters with a sparse forward.
     """
@@ -126,23 +127,23 @@ class Generated:
 
     @property
     def graphs(self) -> PlannedGraphs:
-        """The planned graphs, of a graph that has a backward."""
+        """The planned graphs; only for a graph that has a backward."""
         assert self.planned is not None
         return self.planned
 
     @functools.cached_property
     def figures(self) -> Figures:
-        """What the step comes to: by the generated code; where that cannot be followed, by the
+        """The step's figures, from the generated code; where that cannot be followed, from the
         simulation and a margin."""
         return simulated_figures(self.graphs) if self.code is None else self.code.figures
 
     @property
     def step_peak_bytes(self) -> int:
-        """What the step allocates at its peak, known as ``figures`` are."""
+        """Bytes that the step allocates at its peak, from ``figures``."""
         return self.figures.peak_bytes
 
     def is_within(self, accept_bytes: int) -> bool:
-        """Whether it allocates no more; what has no backward has no plan that could."""
+        """Whether the step allocates at most ``accept_bytes``; always true without a backward."""
         return not self.is_training or self.step_peak_bytes <= accept_bytes
 
     @property
@@ -167,7 +168,7 @@ class Generated:
 
     @property
     def passes(self) -> tuple[PassRecord, ...]:
-        """What each pass did, those of the backward graph after those of the joint graph."""
+        """The record of each pass, those of the joint graph first."""
         planned = self.graphs
         ran = () if self.code is None else self.code.backward_passes
         if not ran and planned.updates is not None:  # its code was cached, or not asked for
@@ -176,19 +177,19 @@ class Generated:
 
     @property
     def texts(self) -> dict[str, str]:
-        """Its graphs, where torch writes a trace."""
+        """The texts of the graphs, where torch writes a trace."""
         of_code = {} if self.code is None else self.code.texts
         return {**self.graphs.texts, **of_code}
 
     @functools.cached_property
     def search(self) -> BudgetSearch:
-        """What other plans the graph has."""
+        """The search for other plans of the graph."""
         problem = self.graphs.problem
         saved = default_saved_nodes(problem, self.graphs.plan.default_saved)
         return self.known.searches.of(problem, self.request.options.solver_effort, saved)
 
     def decided(self, request: Request) -> Decision:
-        """What another request would come to on the same graph."""
+        """The decision that another request would get on the same graph."""
         recompute = recompute_of(request, self.known.searches, self.graphs.plan.default_saved)
         return decide(self.graphs.outcome.whole, recompute, may_chunk=may_chunk(request))
 
@@ -200,11 +201,11 @@ def generate(
     known: Known,
     code_only: bool = False,
 ) -> Generated:
-    """Plan a graph of Dynamo's, generate code, and compile that if the request accepts it.
+    """Plan one of Dynamo's graphs, generate code, and compile the code if the request accepts it.
 
     Args:
-        gm: is used up.
-        known: from requests before, and added to.
+        gm: the graph, which is used up.
+        known: results of earlier requests; this one adds its own.
         code_only: compile nothing.
 
     Raises:
@@ -214,11 +215,11 @@ def generate(
 
 
 class _Stopped(codegen.GenerationStopped):
-    """All that was asked for is known."""
+    """The generation has all that the request asked for."""
 
 
 class _Refused(codegen.GenerationStopped):
-    """The graph or its code is not what it must be; torch would wrap the error."""
+    """Carries an error about the graph or its code through torch, which would wrap the error."""
 
     def __init__(self, error: SatcompileError) -> None:
         super().__init__()
@@ -226,18 +227,18 @@ class _Refused(codegen.GenerationStopped):
 
 
 class _Generation:
-    """One run of Inductor, which calls its methods back."""
+    """One run of Inductor, which calls back the methods of this class."""
 
     def __init__(self, request: Request, known: Known, code_only: bool) -> None:
         self._request, self._known, self._code_only = request, known, code_only
         self._made = Generated(request, known)
         self._later = codegen.LaterModules()
         self._compiled_forward: Any = None
-        # Of the two wrappers, as they come.
+        # By graph (True for the backward), filled in as Inductor generates the wrappers.
         self._wrappers: dict[bool, GeneratedGraph] = {}
         self._origins: dict[bool, dict[str, str]] = {False: {}, True: {}}
         self._outputs: tuple[str | None, ...] = ()
-        self._num_tokens = 0  # among the forward's results as it was partitioned
+        self._num_tokens = 0  # among the results of the forward as partitioned
         self._transient_outputs: tuple[int, ...] = ()
         self._backward_records: tuple[PassRecord, ...] = ()
         self._texts: dict[str, str] = {}
@@ -278,7 +279,7 @@ class _Generation:
                 static_lifetime_input_indices=static,
                 static_lifetime_input_nodes=graph.roles.static_lifetime_input_nodes,
             )  # fmt: skip
-        # Torch's own plan is of the graph with its regions.
+        # The known names are from torch's own plan for the graph with its regions.
         default_saved = () if is_advice else self._known.default_saved
         try:
             planned = plan_graphs(
@@ -296,13 +297,13 @@ class _Generation:
         return planned.parts.forward, planned.parts.backward
 
     def _stop_where_known(self, planned: PlannedGraphs) -> None:
-        """End where the answer needs no code, or code that was generated before."""
+        """Stop if the answer needs no code, or if its code was generated before."""
         code = self._known.codes.get(planned.key)
         if code is not None and (self._code_only or self._is_over(code)):
             self._made.code = code
             raise _Stopped
         if self._request.accept_bytes is not None and not planned.is_within_request:
-            raise _Stopped  # the lowest plan that is known: whoever tightens asks for its code
+            raise _Stopped  # the lowest known plan; a caller that tightens asks for its code
 
     def _is_over(self, code: Code) -> bool:
         accept_bytes = self._request.accept_bytes
@@ -329,7 +330,7 @@ class _Generation:
         copies = {n.name: n.meta[COPY_OF] for n in gm.graph.nodes if COPY_OF in n.meta}
         # Inductor returns a graph without operations as it is, and writes no code for it.
         own_text = None
-        if not (is_backward and planned.consumed):  # updates are put in behind this
+        if not (is_backward and planned.consumed):  # updates are inserted later
             own_text = _text_without_operations(gm)
 
         def generated(source: str, origins: dict[str, str]) -> None:
@@ -349,7 +350,7 @@ class _Generation:
             compiled = inductor.compile_fx_inner(gm, example_inputs, **kwargs)
         source = getattr(compiled, "source_code", None) or own_text
         if source and is_backward not in self._wrappers:
-            generated(source, {})  # from the cache: nothing was generated, but the text came along
+            generated(source, {})  # from the cache: nothing was generated, but the text is there
         elif not source and is_backward and self._made.code is None:
             self._finish_code(planned, "Inductor kept no source")
         if not is_backward:
@@ -362,14 +363,14 @@ class _Generation:
     def _may_be_for_nothing(
         self, gm: fx.GraphModule, is_backward: bool
     ) -> AbstractContextManager[None]:
-        """A forward's kernels are compiled once the backward's code is within the limit, too."""
+        """Put off compiling the forward's kernels until the backward's code is within the limit."""
         if is_backward or self._request.accept_bytes is None or not is_on_cpu(gm):
             return nullcontext()
         return self._later.put_off()
 
     def _leave_out_tokens(self, planned: PlannedGraphs, outputs: tuple[str | None, ...]) -> None:
-        """AOTAutograd takes the tokens that put effects in order (checks of linear algebra, prints)
-        out of the forward's results once it is partitioned."""
+        """Leave out tokens that order effects (checks of linear algebra, prints). AOTAutograd takes
+        them out of the forward's results after the partition."""
         if len(outputs) == len(self._outputs):
             return
         left = Counter(outputs)
@@ -384,7 +385,7 @@ class _Generation:
         self._outputs = outputs
 
     def _mask_inference(self, gm: fx.GraphModule) -> None:
-        """What is evaluated is what is trained: a sparse forward without a backward."""
+        """Make a graph without a backward sparse, so that evaluation runs the model as trained."""
         sparsity = self._request.options.sparsity
         if sparsity is None or not sparsity.is_forward_sparse or self._made.planned is not None:
             return
@@ -397,7 +398,7 @@ class _Generation:
     # -- the backward stage ----------------------------------------------------------------
 
     def _backward_passes(self, planned: PlannedGraphs) -> AbstractContextManager[None]:
-        """The backward stage, run where Inductor has done all of its own rewriting."""
+        """A context in which the backward stage runs after all of Inductor's own rewriting."""
         passes = planned.backward_passes
         if not passes:
             return nullcontext()
@@ -420,10 +421,10 @@ class _Generation:
     # -- what it allocates -----------------------------------------------------------------
 
     def _finish_code(self, planned: PlannedGraphs, unreadable: str | None) -> None:
-        """Both wrappers are there.
+        """Make the ``Code``, once both wrappers exist.
 
         Args:
-            unreadable: why the code cannot be followed, where that is known.
+            unreadable: why the code cannot be followed, if that is known already.
         """
         num_outputs = planned.parts.num_outputs - self._num_tokens
         leaves = planned.request.subject.leaves
@@ -443,7 +444,7 @@ class _Generation:
             self._origins, self._backward_records, self._texts,
         )  # fmt: skip
         self._made.code = code
-        # What came out of a cache does not say which operation each of its buffers is.
+        # Code from a cache does not say which operation each of its buffers comes from.
         if self._origins[True]:
             self._known.codes[planned.key] = code
         if self._code_only or self._is_over(code):
@@ -463,11 +464,11 @@ class _Generation:
         )
 
     def _check_margin(self, planned: PlannedGraphs, why: str) -> None:
-        """The plan's simulated peak, and a margin, stand for the code; but the simulation does not
-        know what graphs within the graph allocate.
+        """Check that the plan's simulated peak and a margin can replace the code's figures. The
+        simulation does not know what graphs within the graph allocate.
 
         Raises:
-            _Refused: there are such, and a budget.
+            _Refused: there are such graphs, and a budget.
         """
         budget = self._request.options.memory_budget
         if budget is None:
@@ -491,8 +492,8 @@ class _Generation:
 
 
 class Partitioner(partitioner.CustomPartitionerFn):
-    """What Inductor calls with the joint graph. Its identity tells Inductor's cache what may be other
-    code for the same graph."""
+    """The partitioner that Inductor calls with the joint graph. Its ``uuid`` tells Inductor's cache
+    when the same graph may get different code."""
 
     def __init__(
         self,
@@ -504,8 +505,8 @@ class Partitioner(partitioner.CustomPartitionerFn):
         self._uuid = digest(
             source_digest(),
             torch.__version__,
-            # Code that may overwrite what was saved is wrong where a graph is retained, and the
-            # cache of Inductor's code does not tell the two apart by itself.
+            # Code that may overwrite saved tensors is wrong where a graph is retained. Inductor's
+            # code cache does not tell the two apart by itself.
             repr(aot.may_overwrite_saved()),
             request.key,
             repr(code_only),
@@ -529,12 +530,13 @@ class Partitioner(partitioner.CustomPartitionerFn):
 
 @contextmanager
 def _as_planned(planned: PlannedGraphs, is_backward: bool) -> Iterator[None]:
-    """A plan's buffers are freed when they are no longer read, it saves no copies of what is there
-    anyway, its backward keeps its order, and chunks stay apart in the forward, too; without a plan
-    of ours Inductor does as it will.
+    """Make Inductor follow a plan of ours; for torch's own plan, Inductor decides for itself.
 
-    The plan follows from the graph and the request, and so does this: the partitioner's uuid
-    covers them.
+    Buffers are freed once they are no longer read, and no copies are saved of values that exist
+    anyway. The backward keeps its order, and chunks stay apart in the forward, too.
+
+    These settings follow from the graph and the request, as the plan does. The partitioner's uuid
+    covers both.
     """
     with ExitStack() as stack:
         if not planned.plan.is_default:
@@ -546,8 +548,8 @@ def _as_planned(planned: PlannedGraphs, is_backward: bool) -> Iterator[None]:
 
 
 def _retainable(compiled: Any) -> Callable[[list[Any]], Any]:
-    """The compiled backward, which may run again where the graph is retained: what it was saved
-    and would overwrite is then copied first."""
+    """The compiled backward, which may run again where the graph is retained. It then gets copies
+    of the saved tensors that it would overwrite."""
     donated = aot.take_donated_positions()
     if not donated:
         return compiled
@@ -578,7 +580,7 @@ def _output_names(module: fx.GraphModule) -> tuple[str | None, ...]:
 
 
 def _text_without_operations(module: fx.GraphModule) -> str | None:
-    """A wrapper for a graph that returns inputs of its own; None for any other graph."""
+    """A wrapper for a graph that only returns its inputs; None for any other graph."""
     nodes = module.graph.nodes
     if any(node.op not in ("placeholder", "output") for node in nodes):
         return None
@@ -589,7 +591,7 @@ def _text_without_operations(module: fx.GraphModule) -> str | None:
 
 
 def _spec(value: Any, name: str) -> Any:
-    """A graph's input as the walk wants it; symbolic sizes stay symbolic."""
+    """A graph's input as the walk takes it; symbolic sizes stay symbolic."""
     if isinstance(value, torch.Tensor):
         shape = tuple(symbols.size_expression(s) for s in value.shape)
         strides = tuple(symbols.size_expression(s) for s in value.stride())

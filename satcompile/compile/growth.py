@@ -1,13 +1,13 @@
-"""Whether generated code takes no less memory for larger sizes, read off its text.
+"""Whether generated code takes no less memory for larger sizes, as its text shows.
 
-A wrapper's allocations and frees stand in a fixed order; only their sizes are expressions. Where
-each expression grows with each of its symbols, so do the step's peaks and whatever else a walk adds
-up: what the code takes at larger sizes bounds what it takes at smaller ones. Sizes that come once
-can so be answered for by the next larger ones of a grid, at which the code was walked before.
+A wrapper's allocations and frees have a fixed order; only their sizes are expressions. If each
+expression grows with each of its symbols, so do the step's peaks and all other sums of a walk. The
+figures at larger sizes then bound those at smaller ones. For sizes that come only once, a walk at
+the next larger sizes of a grid is therefore enough, and that walk can be used again.
 
-Everything is taken to shrink that is not known to grow: differences, remainders, quotients by
-sizes, comparisons; operators that make their results themselves, but for a few that are known; and
-on the CPU all of those, because their workspace is found by trying.
+Everything that is not known to grow is assumed to shrink: differences, remainders, quotients by
+sizes, and comparisons. The same holds for operators that make their own results, except a few known
+ones. On the CPU it holds for all of these, because their workspace is measured by calling them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from satcompile.compile.allocation import GeneratedGraph, ScalarSpec, TensorSpec
 
 _GROWING = (ast.Add, ast.Mult, ast.FloorDiv)
 _DECIDING = (ast.Compare, ast.BoolOp, ast.IfExp, ast.If, ast.While, ast.For)
-# Operators that make results of their inputs' sizes, or of windows over them, or none.
+# Operators with results of their inputs' sizes, or of windows over them, or without results.
 _MAKERS = frozenset(
     {
         "aten.mm", "aten.bmm", "aten.addmm", "aten.convolution", "aten.convolution_backward",
@@ -34,22 +34,22 @@ _MAKERS = frozenset(
         ),
     }
 )  # fmt: skip
-# Where a CPU's graph has one of these, some operator's workspace was tried.
+# If a CPU's graph has one of these, some operator's workspace was measured by a call.
 _TRIED = ("torch.ops.", "aten.", "convolution", "mkldnn", "torch.bfloat16", "torch.float16")
 _TRIED_ON_GPU = ("convolution",)  # cuDNN takes another algorithm at another size
 
-GRIDS = (0, 4)  # with so many bits behind the leading one: powers of two, and 16 to the power
+GRIDS = (0, 4)  # bits after the leading one: powers of two, and 16 sizes per power
 
 
 def rounded_up(size: int, bits: int) -> int:
-    """The next size of a grid whose sizes have ``bits`` bits behind the leading one; at most one
-    part in ``2**bits`` above."""
+    """The next size on a grid whose sizes have ``bits`` bits after the leading one. It is at most
+    one part in ``2**bits`` above ``size``."""
     step = 1 << max(0, size.bit_length() - 1 - bits)
     return -(-size // step) * step
 
 
 def grows_with_sizes(graph: GeneratedGraph) -> bool:
-    """Whether no allocation of the code is smaller where a symbol of its sizes is larger."""
+    """Whether no allocation of the code shrinks when a symbol of its sizes grows."""
     return _text_grows(graph.source) and all(_input_grows(spec) for spec in graph.inputs)
 
 
@@ -88,11 +88,11 @@ def _text_grows(source: str) -> bool:
 
 
 def _grows(node: ast.AST) -> bool:
-    """Whether one part of the text grows; the parts that it is made of are asked by themselves."""
+    """Whether one part of the text grows; the caller checks the parts inside it separately."""
     if isinstance(node, _DECIDING):
         return False
     if isinstance(node, ast.UnaryOp):
-        return isinstance(node.operand, ast.Constant)  # a dimension; factors are seen below
+        return isinstance(node.operand, ast.Constant)  # a dimension; factors are checked below
     if isinstance(node, ast.Call):
         return _call_grows(node)
     if not isinstance(node, ast.BinOp):
@@ -104,8 +104,8 @@ def _grows(node: ast.AST) -> bool:
 
 
 def _call_grows(node: ast.Call) -> bool:
-    """Allocations, views, kernels and operators that are given a place for their result do as their
-    arguments do."""
+    """Whether a call grows with its arguments. Allocations, views, kernels and operators with an
+    ``out=`` do."""
     if any(word.arg == "out" for word in node.keywords):
         return True
     match ast.unparse(node.func).split("."):

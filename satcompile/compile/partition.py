@@ -1,8 +1,8 @@
-"""A plan becomes a forward and a backward graph.
+"""Splits a joint graph into a forward and a backward graph, as a plan says.
 
-The extraction and its calling convention are torch's; the choice of what crosses, and with it
-what is computed again, is the plan's, and so is the order of either graph. Torch's own plan keeps
-torch's order, and so does a plan for a graph whose order must not change.
+Torch does the extraction and sets the calling convention. The plan chooses the values that cross,
+and thus the operations that are computed again, and the order of both graphs. Torch's own plan
+keeps torch's order, and so does a plan for a graph whose order must not change.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The passes in order. A pass sees one graph and its options, nothing global.
 
-Two stages. Joint passes see forward and backward as one graph, and whatever changes what must
-be saved belongs there, before ``recompute``, which ends the stage. Backward passes see the
-backward graph that came of it. After every pass the invariants are verified.
+There are two stages. Joint passes see forward and backward as one graph. Every pass that changes
+what must be saved belongs there, before ``recompute``, which ends the stage. Backward passes see
+the backward graph that the joint stage made. The invariants are verified after every pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PROGRESS_AFTER_S = 2.0
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What a report says of a pass.
+    """What a report says about a pass.
 
     Attributes:
         change: the graph before and after, where the pass changed it.
@@ -61,11 +61,11 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the joint stage made of a graph.
+    """The result of the joint stage for one graph.
 
     Attributes:
-        problem: of the graph that was planned.
-        whole: of the graph without chunks; the same where there are none.
+        problem: the problem of the graph that was planned.
+        whole: the problem of the graph without chunks; the same if there are no chunks.
         chunking_us: time that chunks add to the step, before anything is computed again.
     """
 
@@ -81,26 +81,26 @@ class Outcome:
 
 
 def joint_passes(request: Request) -> tuple[Pass[TrainingGraph], ...]:
-    """What is rewritten before anything is planned: these change what must be saved."""
+    """The passes that run before planning, because they change what must be saved."""
     asked: tuple[Pass[TrainingGraph] | None, ...] = (
         SparseGradients.asked_by(request),
-        # Behind the gradients: the forward is sparse for parameters whose gradients are cut, alone.
+        # After the gradients: the forward is sparse only for parameters whose gradients are cut.
         SparseForward.asked_by(request),
     )
     return tuple(each for each in asked if each is not None)
 
 
 def alternatives(plan: RetentionPlan) -> tuple[Pass[TrainingGraph], ...]:
-    """Other forms of the graph, planned beside it. The planner takes the better one."""
+    """Passes that make other forms of the graph, planned too. The planner takes the better one."""
     return (
-        # Last of what rewrites: it looks at the graph's peak, which the passes before have set.
+        # The last pass that rewrites: it reads the graph's peak, which earlier passes determine.
         ChunkedLoss(plan.profile.peak_bytes),
     )
 
 
 def backward_passes(updates: FusedUpdate | None) -> tuple[Pass[fx.Graph], ...]:
-    """What is rewritten in the backward that a plan has made, behind Inductor's own patterns: these
-    would move readers of a parameter behind its update, or stop at the update."""
+    """The passes on a planned backward. They run after Inductor's own patterns, which would move
+    readers of a parameter behind its update, or stop at the update."""
     return () if updates is None else (updates,)
 
 
@@ -108,8 +108,8 @@ class Runner:
     """Runs passes of one stage: times and records each, and verifies what it ensures.
 
     Attributes:
-        records: what the report says of the passes so far.
-        facts: what they have found out.
+        records: what the report says about the passes so far.
+        facts: what the passes have found out.
     """
 
     def __init__(self, earlier: Iterable[PassRecord] = (), facts: Facts | None = None) -> None:
@@ -117,7 +117,7 @@ class Runner:
         self.facts = Facts() if facts is None else facts
 
     def run(self, each: Pass[Graph], graph: Graph) -> Graph:
-        """The graph behind one pass.
+        """Run one pass; returns the graph after it.
 
         Raises:
             VerificationError: the pass did not keep what it ensures.
@@ -138,7 +138,7 @@ class Runner:
     def _verify(self, each: Pass[Graph], graph: Graph, was: Reference | None) -> None:
         names = [record.name for record in self.records]
         if was is None or not isinstance(graph, TrainingGraph):
-            return  # what stands in generated code is looked for there
+            return  # the effect of a backward pass is checked in the generated code
         if each.ensures is Ensures.RESULTS:
             check_rewritten(graph.module, was, names)
             return
@@ -152,7 +152,7 @@ def _graph_of(graph: TrainingGraph | fx.Graph) -> fx.Graph:
 
 
 def _reference_for(each: Pass[Graph], graph: Graph) -> Reference | None:
-    """The graph as it was, for the check that comes behind the pass."""
+    """The graph before the pass, for the check after it."""
     if not isinstance(graph, TrainingGraph):
         return None
     return reference(graph.module, dense=each.ensures is Ensures.DENSE_VALUES)
@@ -189,11 +189,11 @@ def run(
     earlier: tuple[PassRecord, ...] = (),
     may_chunk: bool = False,
 ) -> Outcome:
-    """Run the joint stage on one graph, from its last pass on that leaves its meaning alone.
+    """Run the end of the joint stage on one graph: the passes that leave its meaning alone.
 
     Args:
-        may_chunk: whether the graph may be planned with its vocabulary in chunks, too. The plan
-            that fits at the least time is taken.
+        may_chunk: whether the graph may also be planned with its vocabulary in chunks. The plan
+            that fits and takes the least time is chosen.
 
     Raises:
         VerificationError: a pass broke the graph.
@@ -212,8 +212,8 @@ def run(
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan for a graph that is not split yet; attributes as in ``Outcome``, and ``before``, the
-    planned graph as it was."""
+    """A plan for a graph that is not split yet. The attributes are those of ``Outcome``, and
+    ``before``, the planned graph as it was."""
 
     problem: PlanningProblem
     whole: PlanningProblem
@@ -244,7 +244,7 @@ def decide(
 def _planned(
     problem: PlanningProblem, recompute: Recompute, before: Reference, records: list[PassRecord]
 ) -> RetentionPlan:
-    """Recompute is the last of the joint passes: it plans for the graph as it will run."""
+    """Run ``recompute``, the last of the joint passes: it plans for the graph as it will run."""
     started = time.perf_counter()
     with _progress(f"{recompute.name}: planning {len(problem.operations)} operations"):
         plan = recompute.run(problem)
@@ -259,7 +259,7 @@ def _better(
     recompute: Recompute,
     records: list[PassRecord],
 ) -> tuple[PlanningProblem, RetentionPlan]:
-    """The graph in another form and its plan, where that is the better one."""
+    """Another form of the graph and its plan, if that is better; otherwise the given ones."""
     for each in alternatives(plan):
         runner = Runner(records)
         graph = runner.run(each, problem.graph)
@@ -287,7 +287,7 @@ def _text(graph: TrainingGraph) -> str:
 
 
 def _split(graph: TrainingGraph, parts: Partition) -> GraphChange:
-    """The joint graph against the two that came of it, which Inductor will rewrite."""
+    """The change from the joint graph to its two parts, which Inductor will rewrite."""
     forward, backward = graph_text(parts.forward.graph), graph_text(parts.backward.graph)
     return GraphChange(
         partial(_text, graph), kept(f"# the forward\n{forward}# the backward\n{backward}")
@@ -316,7 +316,7 @@ def _sizes(parts: Partition) -> str:
 
 @contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """A line on the terminal when planning takes longer than a user would wait unasked."""
+    """Show a progress line on the terminal if planning takes more than a moment."""
     if not sys.stderr.isatty():
         yield
         return

@@ -1,7 +1,7 @@
-"""From a captured joint graph and a request to a planned pair of graphs: a function of these alone.
+"""From a joint graph and a request to a planned pair of graphs: a function of these two alone.
 
-The backend plans here, ``satcompile.plan`` and the tests as well. Searches that were begun for the
-same numbers may be handed in, which saves time and changes no plan.
+The backend, ``satcompile.plan`` and the tests all plan here. A caller may pass in searches that
+were begun for the same numbers. They save time and change no plan.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ _UPDATES_AND_CUDA_GRAPHS = (
 
 @dataclass(frozen=True)
 class PlannedGraphs:
-    """A forward and a backward graph, as a plan splits a joint graph.
+    """The forward and the backward graph into which a plan splits a joint graph.
 
     Attributes:
         request: what was asked for.
         outcome: of the joint stage: the problem, the plan, the two graphs, what each pass did.
-        updates: the pass that hands gradients to their optimizer; None where there are none.
-        update_edges: of each gradient that is handed over, its position among those of tensors.
+        updates: the pass that hands gradients to their optimizer; None if there are none.
+        update_edges: for each gradient that is handed over, its position among those of tensors.
         sparse: parameters that are trained in tiles; None without sparsity.
-        sparse_edges: as ``update_edges``, of these parameters.
+        sparse_edges: the same as ``update_edges``, for the parameters in ``sparse``.
         with_gradient: positions among the graph's inputs to which a gradient flows; None where
             positions are not known.
-        regions_forgotten: operations in checkpoint regions that were taken as advice.
+        regions_forgotten: number of operations in checkpoint regions that were taken as advice.
         transient_outputs: results of the forward that its caller drops at once.
         key: equal for plans with the same code.
-        texts: of the joint graph as the first pass gets it, and of both graphs as they go to
-            Inductor; where torch writes a trace.
+        texts: texts of the joint graph as the first pass gets it, and of both graphs as they go to
+            Inductor; only where torch writes a trace.
     """
 
     request: Request
@@ -93,7 +93,7 @@ class PlannedGraphs:
 
     @property
     def backward_passes(self) -> tuple[Pass[fx.Graph], ...]:
-        """What is done to the backward where it is compiled."""
+        """The passes that run on the backward while it is compiled."""
         return pipeline.backward_passes(self.updates)
 
     @property
@@ -109,7 +109,7 @@ class PlannedGraphs:
 
     @property
     def is_within_request(self) -> bool:
-        """Whether the simulated peak is what was asked for. Where it is not, no lower plan is known."""
+        """Whether the simulated peak is within the limit. If it is not, no lower plan is known."""
         request = self.request
         if request.limit_bytes is None or request.lowest_peak:
             return True
@@ -128,10 +128,10 @@ def plan_graphs(
     """Run the joint stage on a graph, as ``request`` asks.
 
     Args:
-        graph: with a backward. It changes in place where the request is for sparse training.
-        searches: that were begun for the same graph.
-        default_saved: names of what torch's own plan saves, where that is known.
-        tries_operators: whether what operators take inside may be found by calling them.
+        graph: a graph with a backward. It changes in place if the request is for sparse training.
+        searches: searches that were begun for the same graph.
+        default_saved: names of the nodes that torch's own plan saves, if they are known.
+        tries_operators: whether operators may be called to measure their workspaces.
         regions_forgotten: how many operations in checkpoint regions were freed for the plan.
 
     Raises:
@@ -153,9 +153,9 @@ def plan_graphs(
         sparse_passes,
         may_chunk=may_chunk(request),
     )
-    if outcome.problem is not problem:  # its nodes are others
+    if outcome.problem is not problem:  # its graph has other nodes
         updates = fused_update(outcome.problem.graph, request)
-    # Inductor rewrites the modules it is given: what is needed later is noted now.
+    # Inductor rewrites the modules that it is given, so their texts are noted now.
     parts = outcome.parts
     texts |= noted_texts(forward_graph=parts.forward, backward_graph=parts.backward)
     return PlannedGraphs(
@@ -176,7 +176,7 @@ def plan_graphs(
 def problem_of(
     graph: TrainingGraph, device: Device, updates: FusedUpdate | None, tries_operators: bool
 ) -> PlanningProblem:
-    """The graph's numbers on a device."""
+    """The planning problem of the graph on a device."""
     consumed = updates.parameters if updates else ()
     return PlanningProblem(graph, CostModel(device), consumed, tries_operators)
 
@@ -199,13 +199,13 @@ def may_chunk(request: Request) -> bool:
 
 
 def has_own_positions(inputs: Sequence[fx.Node], request: Request) -> bool:
-    """AOTAutograd drops inputs that are there twice and merges those that overlap: positions
-    are then others than in Dynamo's graph."""
+    """Whether the inputs have the positions of Dynamo's graph. They do not if AOTAutograd drops
+    duplicate inputs or merges inputs that overlap."""
     return len(inputs) == request.subject.num_inputs
 
 
 def fused_update(graph: TrainingGraph, request: Request) -> FusedUpdate | None:
-    """Which gradients to hand over; None for none.
+    """The pass that hands gradients to their optimizer; None if none is handed over.
 
     Raises:
         UnsupportedError: an update inside the backward would go wrong here.
@@ -236,7 +236,7 @@ def fused_update(graph: TrainingGraph, request: Request) -> FusedUpdate | None:
 def _sparsified(
     graph: TrainingGraph, request: Request
 ) -> tuple[TrainingGraph, SparseParameters | None, tuple[pipeline.PassRecord, ...]]:
-    """The graph with sparse gradients, and a sparse forward, where these are asked for."""
+    """The graph with sparse gradients and a sparse forward, if the request asks for them."""
     sparsity = request.options.sparsity
     if sparsity is None:
         return graph, None, ()
@@ -250,21 +250,21 @@ def _sparsified(
 
 
 def _edges_of(graph: TrainingGraph, slots: Iterable[int]) -> dict[int, int]:
-    """The position of each slot among the edges of autograd's node, of which tensors alone have one."""
+    """The position of each slot among the edges of autograd's node; only tensors have an edge."""
     tensors = [i for i, node in enumerate(graph.primals) if is_tensor(node)]
     edges = {position: edge for edge, position in enumerate(tensors)}
     return {slot: edges[slot] for slot in slots}
 
 
 def noted_texts(**modules: fx.GraphModule) -> dict[str, str]:
-    """Graphs as text, where torch writes a trace."""
+    """The graphs as text, if torch writes a trace."""
     if not tracing.is_tracing():
         return {}
     return {name: tracing.readable(module) for name, module in modules.items()}
 
 
 def _key(outcome: pipeline.Outcome, updates: Iterable[int]) -> str:
-    """A digest of what decides on the code: both graphs, and how they are fused."""
+    """A digest of what determines the code: both graphs, and how they are fused."""
     plan, graph = outcome.plan, outcome.problem.graph
     values = [n.meta.get("val") for n in graph.primals]
     return digest(

@@ -1,8 +1,9 @@
 """Matrix products that Inductor would compute later than a plan says.
 
-``add(mm(a, b), x)`` becomes one ``addmm`` there (2.11 to 2.14), at the place of the sum: what the
-product reads is kept until then. The gradient of a tied embedding is such a sum. Its product reads
-the gradient of all logits, at the beginning of the backward, and the lookup's share comes last.
+Inductor makes one ``addmm`` of ``add(mm(a, b), x)`` (2.11 to 2.14), at the place of the sum. The
+values that the product reads are kept until then. The gradient of a tied embedding is such a sum.
+Its product reads the gradient of all logits, at the beginning of the backward, and the lookup's
+share comes last.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ aten = torch.ops.aten
 
 
 def keep_products_apart(graph: fx.Graph) -> None:
-    """Make ``x + mm`` an ``x - (-mm)``, the same number down to a zero's sign, where more would be
-    kept for the product than its result takes. The graph stands in the order of its plan."""
+    """Turn ``x + mm`` into ``x - (-mm)``, the same number down to a zero's sign, where more would
+    be kept for the product than its result takes. The graph is in the order of its plan."""
     values = _Values(graph)
     for total in graph.find_nodes(op="call_function", target=aten.add.Tensor):
         terms = total.all_input_nodes
@@ -36,7 +37,7 @@ def keep_products_apart(graph: fx.Graph) -> None:
 
 
 class _Values:
-    """The values of a graph: who reads what, views seen through."""
+    """The values of a graph and their readers; a view stands for the value that it shows."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._base: dict[fx.Node, fx.Node] = {}
@@ -52,13 +53,13 @@ class _Values:
                 self._last_read.setdefault(read, {})[node] = self._place[node]
 
     def are_kept_for(self, product: fx.Node, total: fx.Node) -> bool:
-        """Whether more bytes would be, if the product was computed where the sum is, than are for
-        its result otherwise."""
+        """Whether computing the product at the sum would keep more bytes alive than its result
+        takes otherwise."""
         return sum(self._kept(product, total)) > storage_bytes(product.meta.get("val"))
 
     def _kept(self, product: fx.Node, total: fx.Node) -> Iterator[int]:
         for read in {self._base[node] for node in product.all_input_nodes}:
-            if read.name.startswith("primals_"):  # as torch's partitioner knows them: there anyway
+            if read.name.startswith("primals_"):  # torch's name for inputs, which are alive anyway
                 continue
             others = [p for n, p in self._last_read[read].items() if n not in (product, total)]
             freed_at = max([self._place[product], *others])
@@ -67,6 +68,6 @@ class _Values:
 
 
 def _is_view(node: fx.Node) -> bool:
-    """Whether what it gives lies in memory of what it reads."""
+    """Whether the node's result shares memory with a value that the node reads."""
     returned = getattr(getattr(node.target, "_schema", None), "returns", ())
     return any(result.alias_info is not None for result in returned)

@@ -1,8 +1,8 @@
-"""One graph of Dynamo's, compiled as often as its plans ask for.
+"""Compiles one of Dynamo's graphs, as often as its plans need.
 
-A first plan is made when Dynamo hands the graph over. Later ones are made while training goes
-on, for sizes, gradients or neighbours that the first could not know: what surrounded the
-graph in Dynamo is kept for that, its inputs as fake tensors.
+The first plan is made when Dynamo hands the graph over. Later plans are made while training goes
+on, for sizes, gradients or neighbouring graphs that the first plan could not know. For this, a
+``Compilation`` keeps what surrounded the graph in Dynamo, and its inputs as fake tensors.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ log = logging.getLogger("satcompile")
 
 _ROUNDS = 5  # of tightening, before the plan with the lowest peak is taken
 _MARGIN = 0.015  # of the first round's limit: the simulation is that close to generated code
-_WALKS = 4  # kept per plan: their events are many
+_WALKS = 4  # kept per plan: each has many events
 _MOST_FIGURES = 10_000  # kept per plan
 _DEFAULT_MARGIN = 0.03  # by which the simulation of torch's own plan may be too high
-# Where code may be lower than that of the lowest simulated peak.
+# Plans whose code may be lower than that of the plan with the lowest simulated peak.
 _RUNGS_ABOVE_FLOOR, _LOW_WAYS = (1,), (1, 2)
-_LOWEST_CODE = 0.75  # of the simulated peak, where small kernels are fused that it counts apart
+_LOWEST_CODE = 0.75  # of the simulated peak, which counts small kernels apart that Inductor fuses
 AUTO_MARGIN = 0.08  # of free memory: context, fragmentation, other processes
 
 Sizes = tuple[int, ...]
@@ -60,8 +60,8 @@ class Planned:
     Attributes:
         generated: the plan, its code, and what runs it.
         rounds: compilations until its code was within the limit.
-        sizes: for which it was made, in the order of the graph's symbolic inputs.
-        conditions: on symbols, which Dynamo does not check because they came up later.
+        sizes: sizes for which the plan was made, in the order of the graph's symbolic inputs.
+        conditions: conditions on symbols that Dynamo does not check, because they came up later.
     """
 
     generated: Generated
@@ -73,9 +73,8 @@ class Planned:
     _bounds: dict[Sizes, Figures | None] = field(default_factory=dict)
 
     def bounds_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Iterator[Figures]:
-        """Figures that are no less than ``figures_at``, from high to low, which are known again for
-        sizes that come once: what the code takes at larger sizes on a grid. Without any where the
-        code may shrink."""
+        """Upper bounds of ``figures_at``, from high to low: figures at larger sizes on a grid. They
+        are kept for other sizes that come once. There are none where the code may shrink."""
         if not sizes or not self._grows or not self.holds_at(symbols, sizes):
             return
         for bits in GRIDS:
@@ -96,7 +95,7 @@ class Planned:
         return bool(graphs) and all(g is not None and grows_with_sizes(g) for g in graphs)
 
     def figures_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> Figures | None:
-        """What ``walk_at`` comes to, known again for sizes that come again."""
+        """The figures of ``walk_at``, kept for sizes that come again."""
         if sizes not in self._figures:
             if len(self._figures) >= _MOST_FIGURES:
                 self._figures.clear()
@@ -105,18 +104,18 @@ class Planned:
         return self._figures[sizes]
 
     def knows_figures_at(self, sizes: Sizes) -> bool:
-        """Whether nothing has to be walked for ``figures_at``."""
+        """Whether ``figures_at`` needs no walk at these sizes."""
         return sizes in self._figures
 
     def _simulated_at(self, sizes: Sizes) -> Figures | None:
-        """What is known of code that cannot be followed, at the sizes for which it was planned."""
+        """Figures of code that cannot be followed, only at the sizes for which it was planned."""
         made = self.generated
         is_known = made.is_training and made.walk is None and sizes == self.sizes
         return made.figures if is_known else None
 
     def walk_at(self, symbols: Mapping[int, Any], sizes: Sizes) -> StepWalk | None:
-        """The step's allocations at given sizes; None where the code cannot be followed or does
-        not hold."""
+        """The step's allocations at given sizes; None where the code cannot be followed or the plan
+        does not hold."""
         if not self.holds_at(symbols, sizes):
             return None
         if sizes == self.sizes:
@@ -142,7 +141,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class OverLimit:
-    """No plan fits; ``lowest`` is that of the floor."""
+    """No plan fits; ``lowest`` is the plan of the floor."""
 
     lowest: Generated
 
@@ -169,7 +168,7 @@ class Compilation:
         placeholders = gm.graph.find_nodes(op="placeholder")
         names = {i: parameter_name(placeholders[i]) for i in trained}
         self._subject = Subject(len(example_inputs), leaves, trained, names)
-        # Compiling rewrites a graph: this one stays as it came, copies are compiled.
+        # Compiling rewrites a graph. This one stays as it came; copies are compiled.
         self._gm = gm
         self._context = CompilationContext()
         self._inputs = self._context.fake_inputs(example_inputs)
@@ -180,20 +179,20 @@ class Compilation:
         self._floors: dict[tuple[Sizes, frozenset[int]], Generated] = {}
 
     def with_updates(self, updates: frozenset[int]) -> Compilation:
-        """The same graph, whose backward hands the gradients of the inputs at ``updates`` to
-        their optimizer. What torch's own plan takes is still that of the graph without."""
+        """The same graph, whose backward hands the gradients of the inputs at ``updates`` to their
+        optimizer. Figures of torch's own plan are still those of the graph without updates."""
         variant = copy.copy(self._plain)
         variant.updates = updates
         return variant
 
     def named(self) -> AbstractContextManager[None]:
-        """What torch logs and traces inside is said of this graph."""
+        """A context in which torch's logs and traces name this graph."""
         return self._context.named()
 
     # -- plans -----------------------------------------------------------------------------
 
     def without_budget(self, example_inputs: Sequence[Any] | None) -> Planned:
-        """Torch's own plan; ``example_inputs`` are of Dynamo's call, None later."""
+        """Torch's own plan; ``example_inputs`` are those of Dynamo's call, None later."""
         if example_inputs is not None:
             made = self._generate(self._request(), example_inputs)
         else:
@@ -212,18 +211,18 @@ class Compilation:
     ) -> Planned | OverLimit:
         """Compile until what the generated code allocates is within ``accept_bytes``.
 
-        Torch's own plan is tried where it may fit. Then each round tightens the limit of the
-        simulated peak by what the code was over; at last the plan with the lowest peak is taken.
+        Torch's own plan is tried where it may fit. Then each round tightens the limit on the
+        simulated peak by as much as the code was over. At last, the lowest plan is taken.
 
         Args:
-            accept_bytes: for all that the graph's forward and backward allocate.
-            sizes: of the graph's symbolic inputs.
-            example_inputs: of Dynamo's call; None later, when the graph is planned anew.
-            saved_limit_bytes: for what is kept from forward to backward; None for no limit.
+            accept_bytes: limit on all that the graph's forward and backward allocate.
+            sizes: sizes of the graph's symbolic inputs.
+            example_inputs: inputs of Dynamo's call; None later, when the graph is planned again.
+            saved_limit_bytes: limit on what is kept from forward to backward; None for no limit.
             lowest_may_exceed: where no plan fits, take the lowest one.
 
         Returns:
-            The plan, compiled; or how far over the lowest one is.
+            The compiled plan; or, if none fits, how far over the lowest one is.
         """
         if example_inputs is not None:
             return self._rounds(
@@ -240,7 +239,7 @@ class Compilation:
 
     @property
     def can_plan_again(self) -> bool:
-        """Whether enough was kept of Dynamo's call."""
+        """Whether the inputs of Dynamo's call were kept."""
         return self._inputs is not None
 
     def _rounds(
@@ -273,7 +272,7 @@ class Compilation:
             log.debug("round %d: generated code is %s over", rounds, format_bytes(over))
             if simulated_bytes > limit:
                 continue  # torch's own plan was tried all the same
-            # By the ratio at which the code was over its simulation, and by a rung at least.
+            # By the ratio at which the code was over its simulation, and by at least one rung.
             limit = min(limit, simulated_bytes) * accept_bytes // made.step_peak_bytes
             limit = int(min(limit, simulated_bytes * RUNG))
         return self._at_floor(accept_bytes, inputs, sizes, rounds, lowest_may_exceed)
@@ -286,10 +285,10 @@ class Compilation:
         rounds: int,
         may_exceed: bool,
     ) -> Planned | OverLimit:
-        """The plan of the lowest simulated peak, if its code is within the accepted bytes; else that
-        of the floor, which more plans are generated to find, compiled if it is within them."""
+        """The plan with the lowest simulated peak, if its code is within ``accept_bytes``; else the
+        plan of the floor, compiled if it is within. More plans are generated to find the floor."""
         request = self._request(limit_bytes=0, lowest_peak=True)
-        # On a CPU a generation that is over compiles no kernel; elsewhere its forward's are.
+        # A generation that is over compiles no kernel on a CPU; elsewhere it compiles the forward.
         if is_on_cpu(self._gm) or self._code_of(request, inputs).is_within(accept_bytes):
             lowest = self._generate(replace(request, accept_bytes=accept_bytes), inputs)
             if lowest.compiled is not None:
@@ -305,8 +304,8 @@ class Compilation:
         return Planned(again, rounds + 1, sizes)
 
     def floor_bytes(self, sizes: Sizes, used: Generated) -> int:
-        """What the plan of the floor allocates: a step that is given that much has a plan. The one
-        in use is all that is known where the graph cannot be compiled again."""
+        """Bytes that the plan of the floor allocates: a step that is given so many has a plan. Only
+        the bytes of the plan in use are known where the graph cannot be compiled again."""
         if not self.can_plan_again:
             return used.step_peak_bytes
         assert self._inputs is not None
@@ -314,9 +313,9 @@ class Compilation:
             return self._floor(self._inputs, sizes).step_peak_bytes
 
     def low_plans(self, sizes: Sizes, peak_bytes: int, saved_bytes: int) -> list[Planned]:
-        """For a step of several graphs, generated and not compiled: the plans among which the floor
-        is, torch's own one of them, and one of so low a peak that saves so little. They follow from
-        the graph and its sizes."""
+        """Plans for a step of several graphs, generated and not compiled: the candidates for the
+        floor, torch's own plan among them, and one limited to ``peak_bytes`` and ``saved_bytes``.
+        They follow from the graph and its sizes."""
         assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
             saving = self._request(  # limits are rounded down to a rung
@@ -330,16 +329,16 @@ class Compilation:
         return [Planned(made, 1, sizes, tuple(conditions)) for made in (*found[1:], found[0])]
 
     def compiled_like(self, planned: Planned, sizes: Sizes) -> Planned:
-        """A plan that was generated, compiled."""
+        """Compile a plan that was only generated."""
         assert self._inputs is not None
         with self._context.entered() as conditions, planning_for(self.values(sizes)):
             made = self._generate(planned.generated.request, self._inputs)
         return Planned(made, 1, sizes, tuple(conditions))
 
     def _floor(self, inputs: Sequence[Any], sizes: Sizes) -> Generated:
-        """The plan whose generated code has the lowest peak, among torch's own, the one of the
-        lowest simulated peak, those a little above it and the lowest of each way; generated, not
-        compiled. These follow from the graph and its sizes, not from what was asked before."""
+        """The plan whose generated code has the lowest peak; generated, not compiled. Candidates:
+        torch's own plan, the plan with the lowest simulated peak, those a little above it, and the
+        lowest of each way. They follow from the graph and its sizes, not from earlier requests."""
         key = (sizes, self.updates)
         if key not in self._floors:
             found = self._low_plans(inputs)
@@ -349,15 +348,14 @@ class Compilation:
         return self._floors[key]
 
     def _low_plans(self, inputs: Sequence[Any]) -> list[Generated]:
-        """Among them the floor, and torch's own plan, above whose peak no floor lies. Of the others,
-        what comes to the same plan as another, or to one so much higher that its code cannot be lower,
-        is left out."""
+        """The candidates for the floor. Torch's own plan is one: no floor is above its peak. Others
+        are left out if they equal a candidate, or are too high for their code to be lower."""
         lowest = self._code_of(self._request(limit_bytes=0, lowest_peak=True), inputs)
         if not lowest.is_training:
             return [lowest]
         found, simulated_bytes = [lowest], lowest.graphs.plan.profile.peak_bytes
-        # A little above the lowest, code is as far from the simulation; a plan of another kind may
-        # be far below it.
+        # For plans a little above the lowest, code is as far from the simulation. The code of a
+        # plan of another kind may be far below its simulation.
         others: list[tuple[float, Request]] = [
             *(
                 (1.0, self._request(limit_bytes=int(simulated_bytes / RUNG**n)))
@@ -383,7 +381,7 @@ class Compilation:
         return Request(self.options, self._subject, updates=self.updates, **settings)
 
     def _code_of(self, request: Request, inputs: Sequence[Any]) -> Generated:
-        """What a request comes to, without compiling it."""
+        """The result of a request, without compiling its code."""
         return self._generate(request, inputs, code_only=True)
 
     def _generate(
@@ -392,14 +390,14 @@ class Compilation:
         return generate(copy_of_captured(self._gm), inputs, request, self._known, code_only)
 
     def values(self, sizes: Sizes) -> dict[Any, int]:
-        """The graph's symbols at given sizes of its symbolic inputs."""
+        """Values of the graph's symbols at given sizes of its symbolic inputs."""
         pairs = zip(self.symbols.values(), sizes, strict=True)
         return {symbol: size for symbol, size in pairs if getattr(symbol, "is_Symbol", False)}
 
     # -- the default's own plan --------------------------------------------------------------
 
     def default_peak_bytes(self, sizes: Sizes, used: Generated) -> tuple[int, str]:
-        """What a step of torch's own plan allocates at its peak, and how that is known."""
+        """Peak bytes of a step with torch's own plan, and how they are known."""
         walk = self.default_walk(sizes, used)
         if walk is not None:
             return walk.peak_bytes, BY_CODE
@@ -409,8 +407,8 @@ class Compilation:
         return used.graphs.plan.default_profile.peak_bytes, "simulation"
 
     def default_walk(self, sizes: Sizes, used: Generated) -> StepWalk | None:
-        """Allocations of torch's own plan, whose code is generated for that and not compiled
-        (unless ``used`` is that plan); None where that code cannot be had."""
+        """Allocations of torch's own plan; None where its code cannot be had. Unless ``used`` is
+        that plan, its code is generated for the walk only, and not compiled."""
         is_as_torch_has_it = (
             used.graphs.plan.is_default
             and not used.request.updates
@@ -441,9 +439,9 @@ class Compilation:
     def budget_bytes(
         self, resident_bytes: int, sizes: Sizes, example_inputs: Sequence[Any] | None
     ) -> int | None:
-        """The budget as a number, for a step that is about to run; None for a share of the
-        default's peak where there is no backward to plan. With "auto", ``resident_bytes`` are
-        there already."""
+        """The budget in bytes, for a step that is about to run; None for a share of the default's
+        peak where there is no backward to plan. With "auto", ``resident_bytes`` are already
+        allocated."""
         asked = self.options.memory_budget
         assert asked is not None
         if asked.num_bytes is not None:
@@ -479,17 +477,20 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _segment_bytes(device: torch.device) -> int:
-    """What torch's allocator takes from a GPU's driver at a time for blocks of some MiB: in the last
-    segment most may stay free. And a product's workspace, the largest block of many a small step: it
-    comes and goes, and where it was, smaller blocks may lie when it comes again."""
+    """Bytes that the allocator of a GPU may hold beyond a step's blocks: a segment and a workspace.
+
+    Torch takes memory for blocks of some MiB from the driver in segments, and most of the last one
+    may stay free. A product's workspace is the largest block of many small steps. It comes and
+    goes, and smaller blocks may lie in its place when it comes again.
+    """
     if device.type != "cuda":
         return 0
     return 20 * 2**20 + device_of(device).product_workspace_bytes
 
 
 def first_limits(accept_bytes: int) -> tuple[int, int]:
-    """For the first of the rounds: what the simulated peak is to stay within, and up to which
-    simulated peak torch's own plan is tried, whose code may be lower than that."""
+    """Limits on the simulated peak for the first round: one for a plan, and one up to which torch's
+    own plan is tried, because its code may be lower than its simulated peak."""
     return (
         accept_bytes - int(_MARGIN * max(accept_bytes, 0)),
         int(accept_bytes * (1 + _DEFAULT_MARGIN)),

@@ -2,22 +2,22 @@
 
 The check of a partition is a translation validation by value numbering (Alpern, Wegman and
 Zadeck, POPL 1988): every operation of the joint graph gets a number made of its operator and
-the numbers of its arguments, so that equal numbers mean equal values. Numbered the same way,
-with what the forward hands over numbered by what it is, the two emitted graphs must
+the numbers of its arguments, so that equal numbers mean equal values. The two emitted graphs are
+numbered the same way; a value that the forward hands over keeps its number. They must
 
 1. compute nothing but values of the joint graph (no edge dropped or swapped, no argument,
    shape or dtype changed),
 2. return exactly the joint graph's forward outputs and gradients,
-3. read across the boundary only what the other side provides, in the order in which it does,
+3. read across the boundary only what the other side provides, in the same order,
 4. draw no random number twice: a random operator has its node's identity in its number, and
-   stands in one of the graphs only,
+   is in only one of the graphs,
 5. carry the metadata (shape, strides, dtype, device) of the values they compute,
-6. stay, simulated, within the peak that the plan promised.
+6. stay within the peak that the plan promised, when simulated.
 
-A value may be computed several times: copies have one number. Only what draws random numbers,
-and what writes into an input, runs exactly as often as in the joint graph.
+A value may be computed several times: copies have the same number. Only operations that draw random
+numbers or write into an input run exactly as often as in the joint graph.
 
-What it cannot see: a joint graph that was wrong to begin with, and what Inductor does after.
+The check cannot see a joint graph that was wrong to begin with, or what Inductor does afterwards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Number = int
 
 @dataclass
 class Numbering:
-    """Numbers of values; one table serves the joint graph and what is made of it."""
+    """Numbers of values; one table serves the joint graph and the graphs made from it."""
 
     table: dict[Any, Number] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ class Numbering:
         if isinstance(value, fx.Node):
             return ("value", numbers[value])
         if isinstance(value, (tuple, list)):
-            # By kind, not by class: arguments of a node are lists of FX's own.
+            # By kind, not by class: FX has its own list class for a node's arguments.
             kind = "tuple" if isinstance(value, tuple) else "list"
             return (kind, *(self.argument(v, numbers) for v in value))
         if isinstance(value, slice):
@@ -71,7 +71,7 @@ class Numbering:
 
 
 def _key(node: fx.Node, numbering: Numbering, numbers: dict[fx.Node, Any]) -> Any:
-    """What makes ``node``'s value what it is."""
+    """The key of ``node``'s value: its operator and the numbers of its arguments."""
     args = numbering.argument(node.args, numbers)
     kwargs = numbering.argument(dict(sorted(node.kwargs.items())), numbers)
     if node.op == "get_attr":
@@ -89,8 +89,8 @@ class Reference:
         signatures: metadata of each numbered value.
         outputs: numbers of the outputs, forward first; None for outputs that are not values.
         random: names of random nodes that must not run twice.
-        replays: of random nodes in checkpoint regions, by name, their key and how many of the same
-            key come up to them; their number is that of ("replayed", key, count).
+        replays: for random nodes in checkpoint regions, by name, the key and how many nodes with it
+            there are up to this one; the node's number is that of ("replayed", key, count).
         effects: how often each mutation runs.
     """
 
@@ -104,8 +104,8 @@ class Reference:
 
 
 def _dense_key(node: fx.Node, numbering: Numbering, numbers: dict[fx.Node, Any]) -> Any:
-    """What a node's value were with all tiles active. Of a convolution's three gradients, each is
-    what it is whichever others are wanted."""
+    """The key of a node's value with all tiles active. The key of each of a convolution's three
+    gradients does not depend on which others are wanted."""
     form = dense_form(node)
     if form is None:
         if node.target is not torch.ops.aten.convolution_backward.default:
@@ -123,8 +123,8 @@ def _dense_key(node: fx.Node, numbering: Numbering, numbers: dict[fx.Node, Any])
 def reference(
     module: fx.GraphModule, dense: bool = False, numbering: Numbering | None = None
 ) -> Reference:
-    """Number a joint graph; with ``dense``, sparse operators as what they were before; with
-    ``numbering``, in a table that has numbers already."""
+    """Number a joint graph. With ``dense``, sparse operators count as what they were before. With
+    ``numbering``, the table has numbers already."""
     key_of = _dense_key if dense else _key
     numbering = numbering or Numbering()
     numbers: dict[fx.Node, Any] = {}
@@ -165,8 +165,8 @@ def _overwrite(
     owners: dict[fx.Node, fx.Node],
     numbering: Numbering,
 ) -> None:
-    """What a mutation writes into has the mutation's value from here on, and views of it that were
-    taken before show something else than they did."""
+    """Renumber after a mutation: what it writes into has the mutation's value from here on, and
+    earlier views of that have other values than before."""
     assert isinstance(node.target, OpOverload)
     for position, argument in enumerate(schema_of(node.target).arguments):
         written = argument.alias_info is not None and argument.alias_info.is_write
@@ -188,7 +188,7 @@ def signature(node: fx.Node) -> str:
 
 
 def _outputs(module: fx.GraphModule) -> list[Any]:
-    """The output node's leaves, None for those that are not nodes; keys must be hashable."""
+    """The output node's leaves, None for those that are not nodes, as keys must be hashable."""
     from satcompile.torch_compat.trees import pytree
 
     node = next(iter(module.graph.find_nodes(op="output")))
@@ -196,8 +196,8 @@ def _outputs(module: fx.GraphModule) -> list[Any]:
 
 
 def check_rewritten(module: fx.GraphModule, before: Reference, passed: Iterable[str]) -> None:
-    """A pass that computes the same in another way takes and returns what the graph did: as many
-    values of the same shapes, dtypes and devices, under the same names."""
+    """Check a pass that computes the same in another way. The graph must take and return as many
+    values as before, of the same shapes, dtypes and devices, under the same names."""
     _lint(module, "joint", passed)
     after = reference(module)
     if list(after.inputs) != list(before.inputs):
@@ -214,11 +214,11 @@ def check_rewritten(module: fx.GraphModule, before: Reference, passed: Iterable[
 def check_joint(
     module: fx.GraphModule, before: Reference, passed: Iterable[str], dense: bool = False
 ) -> None:
-    """A pass that claims to leave the joint graph's meaning alone did; with ``dense``, its meaning
-    with all tiles active, ``before`` being numbered so, too."""
+    """Check that a pass left the joint graph's meaning alone; with ``dense``, its meaning with all
+    tiles active. ``before`` must be numbered in the same way."""
     _lint(module, "joint", passed)
-    # Numbers of one table: equal ones are equal values. A copy, as what a wrong pass adds must
-    # not become known to later checks.
+    # In one table, equal numbers mean equal values. The table is a copy, because later checks must
+    # not know the values that a wrong pass adds.
     after = reference(module, dense, Numbering(dict(before.numbering.table)))
     if list(after.inputs) != list(before.inputs):
         _fail("the joint graph's inputs changed", passed)
@@ -236,7 +236,7 @@ def check_partition(
     problem: PlanningProblem | None,
     passed: Iterable[str] = (),
 ) -> None:
-    """The two graphs compute what the joint graph does; see the module's list.
+    """Check that the two graphs compute what the joint graph does; see the module's list.
 
     Raises:
         VerificationError: naming the first violation and the passes that ran.
@@ -262,12 +262,12 @@ def check_partition(
 
 
 def _check_inputs(parts: Partition, joint: Reference, passed: Iterable[str]) -> None:
-    """Graphs are called by position: what both graphs take keeps the joint graph's order."""
+    """Check that the inputs of both graphs keep the joint graph's order: calls are by position."""
     order = list(joint.inputs)
     for which, module in (("forward", parts.forward), ("backward", parts.backward)):
         names = [node.name for node in module.graph.find_nodes(op="placeholder")]
         known = [name for name in names if name in joint.inputs]
-        if which == "backward":  # what is saved has an order of its own, checked by number
+        if which == "backward":  # saved values have an order of their own, checked by number
             known = [name for name in known if not name.startswith("primals")]
         if known != [name for name in order if name in set(known)]:
             _fail(f"the {which} takes its inputs in another order than the joint graph", passed)
@@ -276,8 +276,8 @@ def _check_inputs(parts: Partition, joint: Reference, passed: Iterable[str]) -> 
 def _handed_over(
     parts: Partition, joint: Reference, outputs: list[Any], passed: Iterable[str]
 ) -> Callable[[str], Any]:
-    """Numbers of the backward's placeholders, by AOTAutograd's order: symbolic sizes first,
-    then tensors, as the forward returns tensors first, then symbolic sizes."""
+    """Numbers of the backward's placeholders. In AOTAutograd's order, the backward takes symbolic
+    sizes first, then tensors; the forward returns tensors first, then symbolic sizes."""
     saved = list(zip(_outputs(parts.forward), outputs, strict=True))[parts.num_outputs :]
     scalars = [n for node, n in saved if node is not None and _is_scalar(node)]
     tensors = [n for node, n in saved if node is None or not _is_scalar(node)]
@@ -321,7 +321,7 @@ def _number_emitted(
             numbers[node] = _number_rng(node, joint, numbers, replayed)
             continue
         elif node.name in joint.replays and node.op == "call_function":
-            # Torch replays what both graphs draw; what one alone needs is drawn there, once.
+            # Torch replays draws that both graphs need; a draw that only one needs is made there.
             key = _key(node, joint.numbering, numbers)
             count = joint.replays[node.name][1]
             numbers[node] = joint.numbering.table.get(("replayed", key, count))
@@ -351,8 +351,8 @@ def _number_emitted(
 
 
 def _replays_in_order(module: fx.GraphModule, joint: Reference) -> dict[Any, Iterator[int]]:
-    """Counts, by key, of the random operators that torch has wrapped to be drawn again: those that do not
-    stand in ``module`` under their own names."""
+    """Counts, by key, of the random operators that torch has wrapped to draw again: those that are
+    not in ``module`` under their own names."""
     plain = {node.name for node in module.graph.nodes}
     waiting: dict[Any, list[int]] = {}
     for name, (key, count) in joint.replays.items():
@@ -367,8 +367,8 @@ def _number_rng(
     numbers: dict[fx.Node, Any],
     replayed: dict[Any, Iterator[int]],
 ) -> Any:
-    """Random operators of checkpoint regions: the forward runs one and keeps the generator's
-    state, the backward runs it again from that state. Both have the joint node's number."""
+    """The number of a random operator of a checkpoint region. The forward runs it and keeps the
+    generator's state; the backward runs it again from there. Both have the joint node's number."""
     part = _parts_of_rng(node, numbers)
     if part is not None:
         return part[node.args[1]]
@@ -439,7 +439,7 @@ def _check_peak(
 def simulate_emitted(
     parts: Partition, plan: RetentionPlan, problem: PlanningProblem
 ) -> StepProfile:
-    """Memory of the graphs as they stand, in their own order and with all copies."""
+    """Memory of the emitted graphs, in their own order and with all copies."""
     number = {node.name: index for index, node in enumerate(problem.operations)}
     orders = [
         [number[name] for name in map(_original_name, module.graph.nodes) if name in number]
@@ -449,7 +449,7 @@ def simulate_emitted(
 
 
 def _original_name(node: fx.Node) -> str:
-    """The name of the joint graph's node; placeholders stand for no computation."""
+    """The name of the joint graph's node; "" for a placeholder, which computes nothing."""
     return "" if node.op == "placeholder" else str(node.meta.get(COPY_OF, node.name))
 
 

@@ -1,12 +1,13 @@
-"""The invariants of sparse training: every sparse operator speaks of the right parameter.
+"""The invariants of sparse training: every sparse operator refers to the right parameter.
 
-With all tiles active, the graph is what it was (``verify.check_joint``). That says nothing of slots
-and of orientation, which only show when tiles are frozen. So, written apart from the passes:
+With all tiles active, the graph is what it was (``verify.check_joint``). That says nothing about
+slots and orientation, which only matter when tiles are frozen. This module checks, with code of its
+own, apart from the passes:
 
-1. what an operator computes of a gradient reaches that gradient of its slot, and nothing else,
-   through operations that keep zeros where they are;
-2. what an operator masks of a weight is its slot's parameter, in the orientation that it says;
-3. where one use of a parameter is masked, all are.
+1. the part of a gradient that an operator computes reaches only the gradient of its slot, through
+   operations that keep zeros where they are;
+2. the weight that an operator masks is its slot's parameter, in the orientation that it says;
+3. if one use of a parameter is masked, all are.
 """
 
 from __future__ import annotations

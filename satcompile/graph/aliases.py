@@ -1,7 +1,7 @@
-"""Who shares storage with whom in a functional FX graph.
+"""Which nodes of a functional FX graph share storage.
 
-Decided by operator schema (a result that aliases an argument), not by the storages of the
-traced values: fake tensors share storage by accident of tracing, a schema by contract.
+Operator schemas decide this (a result that aliases an argument), not the storages of traced
+values: fake tensors share storage by accident of tracing, a schema by contract.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import fx
 
 from satcompile.torch_compat.operators import OpOverload, schema_of
 
-# Views that the schema does not call so, because eager mode sometimes copies; Inductor
+# Views that the schema does not mark as views, because eager mode sometimes copies; Inductor
 # lowers them as views of the same buffer.
 _VIEWS_IN_INDUCTOR = {torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default}
 
@@ -22,9 +22,9 @@ _VIEWS_IN_INDUCTOR = {torch.ops.aten._unsafe_view.default, torch.ops.aten.reshap
 def aliased_argument(node: fx.Node) -> fx.Node | None:
     """The argument whose storage ``node``'s result shares, or None if it has its own.
 
-    ``getitem`` of an operator that returns several views (``split``) shares the operator's
-    argument's storage; ``getitem`` of any other operator has a storage of its own. An
-    operator that writes into an argument (``copy_``) returns that argument's storage.
+    ``getitem`` of an operator that returns several views (``split``) shares the storage of the
+    operator's argument; ``getitem`` of any other operator has a storage of its own. An operator
+    that writes into an argument (``copy_``) returns that argument's storage.
     """
     if node.op != "call_function":
         return None
@@ -53,13 +53,13 @@ def _argument_aliased_by_schema(node: fx.Node, schema: torch.FunctionSchema) -> 
 
 
 def _shares(returned: set[str], info: Any) -> bool:
-    """Whether an argument is what the results alias. A list of views (``split``) is written
-    ``a -> *``, and its results then name no set."""
+    """Whether the results alias an argument. A schema writes a list of views (``split``) as
+    ``a -> *``, and the results then name no set."""
     return bool(returned & set(info.before_set)) or (not returned and "*" in info.after_set)
 
 
 def storage_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For every node, the node that made the storage which it occupies (itself, mostly)."""
+    """For every node, the node that made its storage (mostly the node itself)."""
     owners: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         base = aliased_argument(node)

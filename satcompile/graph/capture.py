@@ -1,9 +1,9 @@
-"""A joint forward+backward graph without running or compiling anything.
+"""Captures a joint forward+backward graph without running or compiling anything.
 
-``capture`` calls a model or function under ``torch.compile``: Dynamo, AOTAutograd and
-Inductor's joint-graph passes do what they do for ``backend="sat"``, and where the partitioner
-would be called the compilation ends. No operation of the model runs, so its tensors may be
-fake: inside ``fake_tensors()`` a model of any size is built and captured in no memory.
+``capture`` calls a model or function under ``torch.compile``. Dynamo, AOTAutograd and
+Inductor's joint-graph passes do what they do for ``backend="sat"``. The compilation ends where
+Inductor would call the partitioner. No operation of the model runs, so its tensors may be fake:
+inside ``fake_tensors()`` a model of any size is built and captured without memory for tensors.
 
     with fake_tensors():
         model = GPT2LMHeadModel(config)
@@ -27,12 +27,12 @@ from satcompile.torch_compat import aot, codegen, dynamo, inductor, partitioner,
 
 @dataclass(frozen=True)
 class Capture:
-    """What a backend would have been given, and what became of it.
+    """The inputs that a backend would be given, and the graph made from them.
 
     Attributes:
         graph: the joint graph.
-        inputs: of Dynamo's graph, which need not be one to one those of the joint graph:
-            parameters, buffers and inputs as they are, sizes that are symbols.
+        inputs: inputs of Dynamo's graph: parameters, buffers and inputs as they are, sizes that are
+            symbols. They need not match the inputs of the joint graph one to one.
     """
 
     graph: TrainingGraph
@@ -55,8 +55,8 @@ def fake_tensors() -> contextlib.AbstractContextManager[Any]:
     """Tensors made inside have shapes, dtypes and devices, but no memory.
 
     Initializers that look at values (truncated normal ones) raise inside. With transformers,
-    skip initialization by ``initialization.no_init_weights()`` and call ``model.tie_weights()``
-    afterwards, which is skipped along with it.
+    skip initialization with ``initialization.no_init_weights()``. This also skips
+    ``model.tie_weights()``, so call that afterwards.
     """
     return tensors.fake_tensor_mode(shape_env=symbols.new_shape_environment())
 
@@ -65,10 +65,10 @@ def capture(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> TrainingGraph:
     """The training graph that ``backend="sat"`` would plan for ``fn(*args, **kwargs)``.
 
     Args:
-        fn: a module or a function, whose output requires gradients. It is not executed;
-            tensors that it holds or is given may be real, or fake under ``fake_tensors()``,
-            which must then be active around this call too.
-        args, kwargs: of the call. Their sizes are captured as constants unless
+        fn: a module or a function, whose output requires gradients. It is not executed. The
+            tensors that it holds or is given may be real, or fake under ``fake_tensors()``, which
+            must then be active around this call too.
+        args, kwargs: arguments of the call. Their sizes are captured as constants unless
             ``torch._dynamo.mark_dynamic`` marked them.
 
     Raises:
@@ -85,12 +85,12 @@ def capture_with_inputs(
     prepare: Callable[[fx.GraphModule], None] | None = None,
     dynamic: bool = False,
 ) -> Capture:
-    """``capture``, with what the backend was called with.
+    """``capture``, with the inputs that the backend was called with.
 
     Args:
         fn, args, kwargs: as for ``capture``.
         prepare: changes Dynamo's graph before it is differentiated.
-        dynamic: whether sizes that ``mark_dynamic`` marked become symbols. (Without, captures of
+        dynamic: whether sizes that ``mark_dynamic`` marked become symbols. (Otherwise, captures of
             one model at two batch sizes are two graphs.)
     """
     given: list[Any] = []
@@ -105,7 +105,7 @@ def capture_with_inputs(
         fn, backend=backend, fullgraph=True, dynamic=None if dynamic else False
     )
     try:
-        # Training that follows, with another batch, must not find that the size has varied.
+        # Training that follows, with another batch size, must not find that the size has varied.
         with dynamo.without_memory_of_sizes():
             compiled(*args, **kwargs)
     except _Captured as captured:
@@ -133,7 +133,7 @@ def _refuse_to_compile(*args: Any, **kwargs: Any) -> Any:
 
 
 class _CapturingPartitioner(partitioner.CustomPartitionerFn):
-    """Stands where ``satcompile.compile.generation`` plans: after the joint-graph passes."""
+    """Runs where ``satcompile.compile.generation`` plans: after the joint-graph passes."""
 
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any

@@ -13,11 +13,11 @@ def graph_device(gm: fx.GraphModule) -> torch.device:
 
 
 def is_on_cpu(gm: fx.GraphModule) -> bool:
-    """Whether none of the graph's values lives elsewhere."""
+    """Whether all of the graph's values are on the CPU."""
     return all(device.type == "cpu" for device in devices_of(gm))
 
 
 def devices_of(gm: fx.GraphModule) -> list[torch.device]:
-    """The devices of the values of AOTAutograd's graphs, and of Dynamo's, which keep them elsewhere."""
+    """The devices of a graph's values; Dynamo's graphs keep values elsewhere than AOTAutograd's."""
     values = (n.meta.get("val", n.meta.get("example_value")) for n in gm.graph.nodes)
     return [value.device for value in values if isinstance(value, torch.Tensor)]

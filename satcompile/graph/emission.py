@@ -1,9 +1,8 @@
-"""A graph again, its operations in a planned order and some of them several times.
+"""Writes a graph again, with its operations in a planned order and some of them several times.
 
-The environment maps every node to its latest copy. Nodes that are no operations of the plan
-(views, parts of tuples, arithmetic on sizes) cost nothing: each stands right before its first
-reader, and is derived anew once what it was derived from has a new copy, so that no reader
-prolongs the life of an old one.
+The emitter maps every node to its latest copy. Nodes that are not operations of the plan (views,
+parts of tuples, arithmetic on sizes) cost nothing. Each stands right before its first reader, and
+is derived again once its source has a new copy, so that no reader keeps an old copy alive.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ COPY_OF = "copy_of"  # in a node's meta: the name of the joint graph's node
 
 
 def why_order_is_kept(graph: TrainingGraph) -> str | None:
-    """What forbids an order of the plan's own; None where nothing does.
+    """Why the plan may not have its own order; None if it may.
 
     The forward's own updates of its inputs stay in the forward, whose operations keep their order:
-    only what the backward alone needs moves up in it.
+    only operations that the backward alone needs move up in it.
     """
     if replays_random_state(graph.module, is_random):
         return "a checkpointed region draws random numbers again from a saved state"
@@ -43,8 +42,8 @@ def emit(
         joint: where operations come from.
         module: the backward as torch extracted it; its placeholders and results have the
             names of the joint graph's nodes.
-        order: names of operations, repeated where several copies are wanted; of operations
-            that ``module`` computes, or what they read might not cross.
+        order: names of operations, repeated where several copies are wanted. ``module`` must
+            compute these operations, or values that they read might not cross.
         planned: names of all operations that a plan may order; the rest is derived.
     """
     emitter = _Emitter(joint, frozenset(planned))
@@ -58,7 +57,7 @@ def emit(
 
 def move_up(module: fx.GraphModule, order: Iterable[str]) -> None:
     """Bring the forward's operations into ``order``, in which some stand further up than in
-    ``module``; what they read is derived there as well, if it was derived further down."""
+    ``module``. Derived nodes that they read move up with them if they stand further down."""
     rank = {node: number for number, node in enumerate(module.graph.nodes)}
     by_name = {node.name: node for node in rank}
     nodes = [by_name[name] for name in order if name in by_name]
@@ -70,14 +69,14 @@ def move_up(module: fx.GraphModule, order: Iterable[str]) -> None:
             passed, front = rank[node], node
             continue
         for moved in _derived_below(node, rank, passed):
-            assert front is not None  # what it reads was made in front of it
+            assert front is not None  # what it reads is made before it
             front.append(moved)
             front, rank[moved] = moved, passed
     module.recompile()
 
 
 def _standing_too_low(order: Sequence[fx.Node], rank: dict[fx.Node, int]) -> set[fx.Node]:
-    """Nodes behind one that comes later in ``order``."""
+    """Nodes that stand after a node that comes later in ``order``."""
     found, highest = set(), len(rank)
     for node in reversed(order):
         if rank[node] > highest:
@@ -87,7 +86,7 @@ def _standing_too_low(order: Sequence[fx.Node], rank: dict[fx.Node, int]) -> set
 
 
 def _derived_below(node: fx.Node, rank: dict[fx.Node, int], passed: int) -> list[fx.Node]:
-    """The node, after what it reads that stands below a rank."""
+    """The node, after the nodes below rank ``passed`` that it reads."""
     below = [n for n in node.all_input_nodes if rank[n] > passed]
     before = [found for each in below for found in _derived_below(each, rank, passed)]
     return list(dict.fromkeys([*before, node]))
@@ -122,7 +121,7 @@ class _Emitter:
         return fx.GraphModule(self._joint, self._graph)
 
     def _bring(self, nodes: Iterable[fx.Node]) -> None:
-        """Have a copy of each, made of the latest copies of what it reads."""
+        """Make a copy of each node that has none, from the latest copies of what it reads."""
         stack = list(nodes)
         while stack:
             node = stack[-1]
@@ -138,7 +137,7 @@ class _Emitter:
 
     def _copy(self, node: fx.Node) -> None:
         self._made[node] += 1
-        # A name of its own, not FX's next number, which is some other node's name.
+        # A name of its own: FX's next number is the name of some other node.
         name = node.name if self._made[node] == 1 else f"{node.name}_copy{self._made[node]}"
         arguments, keywords = fx.map_arg((node.args, node.kwargs), self._latest.__getitem__)
         made = self._graph.create_node(node.op, node.target, arguments, keywords, name, node.type)

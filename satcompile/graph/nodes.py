@@ -24,7 +24,7 @@ def is_random(node: fx.Node) -> bool:
 
 
 def _argument(node: fx.Node, name: str) -> object:
-    """The value of a schema's argument as ``node`` has it; None where there is no such one."""
+    """The value that ``node`` has for an argument of its schema; None if there is no such one."""
     if not isinstance(node.target, OpOverload):
         return None
     for position, argument in enumerate(schema_of(node.target).arguments):
@@ -41,8 +41,8 @@ def is_mutation(node: fx.Node) -> bool:
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the innermost module whose forward made the node, as in ``named_modules()``; for a
-    node of the backward, of the module that it differentiates."""
+    """Path of the innermost module whose forward made the node, as in ``named_modules()``. For a
+    node of the backward, it is the path of the module that the node differentiates."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return ""

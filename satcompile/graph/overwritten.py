@@ -1,14 +1,14 @@
 """Inputs that the forward overwrites: buffers, queues, moving averages.
 
-AOTAutograd writes the new contents back at the end of the forward. What the joint graph reads of
-such an input is what was in it before; a backward that reads it, or that computes again what was
-made of it, would find the new contents. Torch's own partitioner lets both happen (2.11 to 2.13):
-``sin(x + self.b)`` followed by ``self.b.add_(1)`` gets a wrong gradient from it, and so does
-``x @ self.queue.clone()`` followed by a write into the queue, whose copy is optimised away.
+AOTAutograd writes the new contents back at the end of the forward. The joint graph reads the old
+contents. A backward that reads such an input, or that recomputes a value made from it, would find
+the new contents. Torch's own partitioner lets both happen (2.11 to 2.13): it gives a wrong gradient
+for ``sin(x + self.b)`` followed by ``self.b.add_(1)``. So it does for ``x @ self.queue.clone()``
+followed by a write into the queue, because the copy is optimised away.
 
-1. Where the backward reads such an input itself, or a view of it, all that reads it reads a copy,
-   made before anything is written, and the copy crosses to the backward.
-2. Where only the forward reads it, nothing that reads it is computed again.
+1. If the backward reads such an input or a view of it, all readers read a copy instead. The copy is
+   made before anything is written, and crosses to the backward.
+2. If only the forward reads it, no reader of it is computed again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from satcompile.torch_compat.tensors import fake_mode_of
 
 
 def keep_what_is_read(joint: fx.GraphModule, num_forward_outputs: int) -> None:
-    """Have the backward see inputs as the forward read them; changes the graph in place."""
+    """Make the backward see inputs as the forward read them; changes the graph in place."""
     owners = storage_owners(joint.graph)
     written = {owners[node]: None for node in _written_into(joint.graph)}
     written.update(dict.fromkeys(updated_inputs(joint, num_forward_outputs)))
@@ -66,7 +66,7 @@ def _written_arguments_of(node: fx.Node) -> list[fx.Node]:
 
 
 def _reached_by_gradients(graph: fx.Graph) -> set[fx.Node]:
-    """What an incoming gradient goes into: it runs in the backward, and nowhere else."""
+    """Nodes that an incoming gradient goes into: they run in the backward, and nowhere else."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         is_tangent = node.op == "placeholder" and "tangents" in str(node.target)
@@ -76,7 +76,7 @@ def _reached_by_gradients(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _readers(placeholder: fx.Node, owners: dict[fx.Node, fx.Node]) -> Iterator[fx.Node]:
-    """Operations that read the input, by itself or through a view, and write nothing into it."""
+    """Operations that read the input, directly or through a view, and write nothing into it."""
     for node, owner in owners.items():
         reads = any(owners[argument] is placeholder for argument in node.all_input_nodes)
         if reads and owner is not placeholder and node.op == "call_function":
@@ -84,13 +84,13 @@ def _readers(placeholder: fx.Node, owners: dict[fx.Node, fx.Node]) -> Iterator[f
 
 
 def _with_results(node: fx.Node) -> list[fx.Node]:
-    """The operation, and of one with several results each of them: torch's partitioner goes by the
-    operation's tag for whether it is computed again, and by theirs for what it may save."""
+    """The operation and, if it has several, its results. Torch's partitioner looks at the tag of
+    the operation to decide on recomputation, and at the results' tags to decide on saving."""
     return [node, *(user for user in node.users if user.target is operator.getitem)]
 
 
 def _read_from_copy(graph: fx.Graph, placeholder: fx.Node, owners: dict[fx.Node, fx.Node]) -> None:
-    """Let everything but what writes into the input read a copy of it."""
+    """Make all users of the input read a copy of it, except those that write into it."""
     with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
         copied = graph.call_function(torch.ops.aten.clone.default, (placeholder,))
     _trace(copied)
@@ -99,8 +99,8 @@ def _read_from_copy(graph: fx.Graph, placeholder: fx.Node, owners: dict[fx.Node,
     placeholder.replace_all_uses_with(
         copied, delete_user_cb=lambda user: user is not copied and user not in writers
     )
-    # Views of the input are views of its copy now, and Inductor asks traced values whose memory
-    # they are.
+    # Views of the input are views of its copy now, and Inductor looks at traced values to learn
+    # whose memory they use.
     for node, owner in owners.items():
         if owner is placeholder and node is not placeholder and node not in writers:
             _trace(node)

@@ -1,7 +1,7 @@
-"""Graphs as text, a line a node, and what a pass made of one.
+"""Graphs as text, one line per node, and the change that a pass made to one.
 
-Lines hold what a node computes and nothing of its surroundings, so that what a pass left alone
-compares equal.
+A line shows what its node computes and nothing about its surroundings, so that nodes that a pass
+left alone compare equal.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Text = Callable[[], str]
 
 @dataclass(frozen=True)
 class GraphChange:
-    """A graph before and after a pass, written out when somebody looks."""
+    """A graph before and after a pass, written out on demand."""
 
     before: Text
     after: Text
 
     def diff(self) -> str:
-        """As unified diff; empty where nothing differs."""
+        """The change as a unified diff; empty where nothing differs."""
         before, after = self.before().splitlines(), self.after().splitlines()
         return "\n".join(difflib.unified_diff(before, after, "before", "after", lineterm=""))
 
@@ -41,7 +41,7 @@ def graph_text(graph: fx.Graph) -> str:
 
 
 def kept(text: str) -> Text:
-    """A text that must be written down now, because its graph will change: packed until read."""
+    """A text that must be written now, because its graph will change: compressed until read."""
     packed = zlib.compress(text.encode(), level=1)
     return lambda: zlib.decompress(packed).decode()
 

@@ -1,7 +1,7 @@
-"""The joint graph as passes see it: what is forward, what is backward, who needs what.
+"""The joint graph as passes see it: which nodes are forward, which are backward, who needs what.
 
-Built from the module that AOTAutograd traced, after Inductor's joint-graph passes. Knows
-nodes and storages, not plans; ``satcompile.planner.recompute`` turns it into a problem.
+It is built from the module that AOTAutograd traced, after Inductor's joint-graph passes. It knows
+nodes and storages, not plans; ``satcompile.planner.problem`` turns it into a problem.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TrainingGraph:
 
     @cached_property
     def owners(self) -> dict[fx.Node, fx.Node]:
-        """The node that made the storage which each node's result occupies."""
+        """For each node, the node that made the storage of its result."""
         return storage_owners(self.graph)
 
     @cached_property

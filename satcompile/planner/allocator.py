@@ -1,4 +1,4 @@
-"""What torch's allocators were asked for, event by event, as the profiler saw it."""
+"""Allocations and frees of torch's allocators, in order, as the profiler records them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from satcompile.torch_compat.tracing import quiet_profiler
 
 
 def allocator_events(fn: Callable[[], Any], device_type: str = "cpu") -> list[Event]:
-    """Every allocation (+bytes) and free (-bytes) while ``fn`` runs, in order; of the CPU, or of the
-    GPU as its allocator gives them out.
+    """Every allocation (+bytes) and free (-bytes) while ``fn`` runs, in order; on a GPU, in bytes
+    as its allocator gives them out.
 
-    A free of a block from before the window changes nothing that ``fn`` allocated, and the
-    profiler may report it with a stale size: frees are matched to the window's own
-    allocations by address, and others are dropped.
+    Frees are matched by address to allocations inside the window; other frees are dropped. A block
+    from before the window is not memory that ``fn`` allocated, and the profiler may report its free
+    with a stale size.
     """
     from torch.profiler import ProfilerActivity, profile
 

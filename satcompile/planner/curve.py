@@ -1,8 +1,8 @@
 """Memory against time: plans of one graph at limits from the lowest peak to torch's own.
 
-Each point is a plan that the search holds, so the curve is an upper bound of the best one: what
-lies below it may exist, what lies on it does. Peaks are simulated, times the cost model's. Of a
-large graph, the points but for the plan in use are plans that are quickly made.
+Each point is a plan that the search holds, so the curve is an upper bound of the best one: plans
+below it may exist, plans on it do. Peaks are simulated; times come from the cost model. For a large
+graph, all points except the plan in use are plans that are made quickly.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _LIMITS, _LIMITS_OF_LARGE = 8, 5  # between the two ends
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A plan.
+    """A plan on the curve.
 
     Attributes:
-        limit_bytes: what its peak was to stay within.
-        peak_bytes: of the step, simulated.
-        time_added_us: by recomputation and what comes with it.
+        limit_bytes: the limit on its peak.
+        peak_bytes: simulated peak of the step.
+        time_added_us: time added by recomputation and what comes with it.
         is_chosen: whether it is the plan in use.
     """
 
@@ -40,7 +40,7 @@ class CurvePoint:
     is_chosen: bool = False
 
     def above(self, base_bytes: int) -> CurvePoint:
-        """The same with so much resident."""
+        """The same point with ``base_bytes`` resident."""
         return replace(
             self,
             limit_bytes=self.limit_bytes + base_bytes,
@@ -59,19 +59,20 @@ def curve(
     more_us: float = 0.0,
     limits: int | None = None,
 ) -> tuple[CurvePoint, ...]:
-    """Points of which no other has both a lower peak and less time, lowest peak first.
+    """Points that no other beats in both peak and time, lowest peak first.
 
-    The plan in use is there even where another is better in both. The same problem and effort
+    The plan in use is included even if another is better in both. The same problem and effort
     give the same points.
 
     Args:
-        problem: of the graph.
-        effort: of each solve; see ``BudgetSearch``.
+        problem: the planning problem of the graph.
+        effort: effort of each solve; see ``BudgetSearch``.
         chosen: the plan in use, if there is one.
-        search: of this problem, to be used again; a new one otherwise.
+        search: a search of this problem to use again; None for a new one.
         more_us: time that this form of the graph takes beyond another that it is compared with,
             added to every point.
-        limits: between the lowest peak and the default's; 8, or 5 for large graphs, otherwise.
+        limits: how many limits to plan for between the lowest peak and the default's; None for 8,
+            or 5 for large graphs.
     """
     if search is None:
         names = () if chosen is None else chosen.default_saved
@@ -96,7 +97,7 @@ def curve(
 def best(points: Iterable[CurvePoint]) -> list[CurvePoint]:
     """Points that no other beats in both peak and time, lowest peak first, and the chosen one."""
 
-    # Of equals the plan in use comes first, then the one of the lowest limit.
+    # Among equals, the plan in use comes first, then the one with the lowest limit.
     def order(point: CurvePoint) -> tuple[float, ...]:
         return point.peak_bytes, point.time_added_us, not point.is_chosen, point.limit_bytes
 

@@ -1,8 +1,8 @@
 """The joint graph in the solver's numbers, and the solver's answer in the graph's nodes.
 
-Two views of one graph: a ``Step`` (every operation and storage, for simulating memory) and a
-two-phase ``Problem`` (values of the forward that the backward may need, for choosing). Views
-vanish into the storage they share: saving or recomputing concerns storages.
+One graph takes two forms: a ``Step`` (every operation and storage, for simulating memory) and a
+two-phase ``Problem`` (values of the forward that the backward may need, for choosing). Neither has
+tensor views, only the storages that these share: a plan saves or recomputes storages.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class PlanningProblem:
         storages: the node that made each storage; a storage's index is its position.
         operations: the node of each of ``step.operations``.
         consumed: positions among the backward's results of gradients that are not returned.
-        tries_operators: whether the graph is compiled where it is planned, so that what operators
-            take inside can be found by calling them.
+        tries_operators: whether the graph is compiled where it is planned, so that operators can be
+            called to measure their workspaces.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class PlanningProblem:
 
     @property
     def _runs_on_cpu(self) -> bool:
-        """Whether the device that is planned for, which need not be the one of the trace, is a CPU."""
+        """Whether the plan is for a CPU; the trace may be of another device."""
         return self.costs.device.kind == "cpu"
 
     def _is_operation(self, node: fx.Node) -> bool:
@@ -116,7 +116,7 @@ class PlanningProblem:
         )
 
     def step_of(self, is_default: bool) -> Step:
-        """With what torch's own plan, if it is that, holds besides."""
+        """The step; for torch's own plan, with the copies that it holds besides."""
         if not is_default:
             return self.step
         return replace(self.step, constant_bytes=self.layout_copies_bytes())
@@ -129,8 +129,8 @@ class PlanningProblem:
         return storages_of(nodes_of(taken)) - storages_of(nodes_of(returned))
 
     def layout_copies_bytes(self) -> int:
-        """Copies that Inductor by itself makes on the CPU of what convolutions read, channels last,
-        and saves for their backward instead of the original."""
+        """Bytes of the channels-last copies that Inductor makes on the CPU of what convolutions
+        read. It saves these copies for the backward instead of the originals."""
         if not self._runs_on_cpu:
             return 0
         convolution, backward = (
@@ -167,7 +167,7 @@ class PlanningProblem:
 
     @property
     def workspaces_bytes(self) -> list[int]:
-        """What each operation takes and gives back, at the sizes that are planned for."""
+        """Bytes that each operation takes and gives back, at the sizes that are planned for."""
         return [self._workspace_bytes(node) for node in self.operations]
 
     def _workspace_bytes(self, node: fx.Node) -> int:
@@ -199,7 +199,7 @@ class PlanningProblem:
 
     @cached_property
     def forward_time_us(self) -> float:
-        """Time of the forward: what each operation adds, and a write where it ends a kernel."""
+        """Time of the forward: each operation's own, and a write where it ends a kernel."""
         total = 0.0
         for operation, price in zip(self.step.operations, self.prices, strict=True):
             if operation.phase is Phase.FORWARD:
@@ -209,14 +209,14 @@ class PlanningProblem:
 
     @cached_property
     def step_time_us(self) -> float:
-        """The same of all operations, each run once."""
+        """The same for all operations of the step, each run once."""
         return sum(
             price.inline_us + (price.write_us if self._reads_unfused(operation) else 0.0)
             for operation, price in zip(self.step.operations, self.prices, strict=True)
         )
 
     def _reads_unfused(self, operation: StepOperation) -> bool:
-        """Whether some reader of its results, or none at all, makes them reach memory."""
+        """Whether its results must reach memory: a reader cannot be fused, or there is none."""
         readers = [r for s in operation.writes for r in self._readers.get(s, ())]
         return not readers or any(not self.step.operations[r].fusible for r in readers)
 
@@ -257,7 +257,7 @@ class PlanningProblem:
         return Problem(operations, values)
 
     def _recompute_us(self, index: int) -> float:
-        # What only the backward needs is computed once wherever it stands.
+        # An operation that only the backward needs is computed once, wherever it stands.
         if self.step.operations[index].phase is Phase.EITHER:
             return 0.0
         return self.prices[index].inline_us
@@ -290,7 +290,7 @@ class PlanningProblem:
         )
 
     def is_recomputable(self, node: fx.Node) -> bool:
-        """Whether ``node`` may run twice: pure, deterministic, and not told otherwise."""
+        """Whether ``node`` may run twice: pure, deterministic, and not tagged otherwise."""
         tag = recompute_tag(node)
         if tag is not None:
             return tag == "recompute"
@@ -333,12 +333,12 @@ class PlanningProblem:
             return False
         if node.op == "placeholder":
             return not is_backward_state(node)
-        # A number read off a tensor; numbers made of numbers are computed again for free.
+        # A number read from a tensor; numbers made from numbers are computed again for free.
         return is_scalar(node) and any(not is_scalar(a) for a in node.all_input_nodes)
 
 
 def _turned_bytes(node: fx.Node) -> int:
-    """Copies of what a convolution reads that was not computed in the layout that it wants."""
+    """Bytes of copies of a convolution's inputs that were not computed in the layout it wants."""
     given = [n for n in node.all_input_nodes if n.op in ("placeholder", "get_attr")]
     values = [n.meta["val"] for n in given if is_tensor(n)]
     return sum(storage_bytes(value) for value in values if _needs_channels_last(value))
@@ -352,8 +352,8 @@ def _needs_channels_last(value: torch.Tensor) -> bool:
 
 
 def _reordered_weights_bytes(node: fx.Node) -> int:
-    """What a convolution on the CPU takes for its library's own layout of the weight: one copy
-    in the forward, two for the weight's gradient (measured; scratch space comes on top)."""
+    """Bytes that a convolution on the CPU takes for its library's own layout of the weight: one
+    copy in the forward, two for the weight's gradient (measured; scratch space comes on top)."""
     copies = None
     if node.target is torch.ops.aten.convolution.default:
         copies = (1, 1)

@@ -1,13 +1,14 @@
 """Store or recompute: decide which values cross from the forward to the backward.
 
 1. Without a limit, or where torch's own plan fits it: torch's own plan (its minimum cut),
-   which is what ``torch.compile`` does by default, to the node.
-2. Otherwise: the least recompute time found whose simulated peak is within the limit, at
-   every position of the step and with as many copies as that takes (``satcompile.solver``).
+   which is the same as that of ``torch.compile`` by default, node for node.
+2. Otherwise: the plan with the least recompute time found whose simulated peak is within the
+   limit, at every position of the step and with as many copies as that takes
+   (``satcompile.solver``).
 3. Where no plan fits, or ``lowest_peak`` asks for it: the plan with the lowest peak.
 
-Left alone: values that torch or the user decided (checkpoint regions, collectives, effects,
-mutations), random draws (their results or seeds are saved), symbolic sizes, and everything
+The pass leaves alone values that torch or the user decided (checkpoint regions, collectives,
+effects, mutations), random draws (their results or seeds are saved), symbolic sizes, and everything
 that an incoming gradient goes into.
 """
 
@@ -29,22 +30,22 @@ from satcompile.torch_compat.symbols import is_symbolic
 
 @dataclass(frozen=True)
 class Recompute:
-    """The pass.
+    """The pass that chooses the plan.
 
     Attributes:
-        limit_bytes: what the step may allocate at its peak; None for no limit.
+        limit_bytes: bytes that the step may allocate at its peak; None for no limit.
         lowest_peak: take the plan with the lowest simulated peak.
-        low_way: take the lowest that was made in one way instead, counted from 1
+        low_way: take the lowest plan made in one way instead, counted from 1
             (``BudgetSearch.lows``): its code may be lower. There may be fewer ways.
         effort: work for each planning problem, in the units of ``two_phase.solve``.
-        saved_limit_bytes: what may be kept from forward to backward; None for no limit.
+        saved_limit_bytes: bytes that may be kept from forward to backward; None for no limit.
         default_within_bytes: torch's own plan is taken up to this simulated peak, if that is
             above ``limit_bytes``: its code may fit where its simulation does not quite.
-        default_saved: names of what torch's own plan saves, where an earlier run on the same
-            graph found out; torch, too, plans a graph once, for the sizes of its first call.
-        whole: the plan for the graph as it was before a pass changed it: torch's own plan is
-            that graph's, and none of this one's.
-        searches: that were begun by earlier runs on the same graph.
+        default_saved: names of the nodes that torch's own plan saves, if an earlier run on the same
+            graph found them; torch, too, plans a graph once, for the sizes of its first call.
+        whole: the plan for the graph as it was before a pass changed it. Torch's own plan belongs
+            to that graph, not to the changed one.
+        searches: searches that were begun by earlier runs on the same graph.
     """
 
     limit_bytes: int | None = None
@@ -116,8 +117,8 @@ class Recompute:
     def prefers(
         self, plan: RetentionPlan, step_us: float, other: RetentionPlan, other_step_us: float
     ) -> bool:
-        """Whether ``plan`` is better than ``other``, of steps that take so long without them:
-        faster, if both are within the limits; else the one that is; else the lower one."""
+        """Whether ``plan`` is better than ``other``. If both are within the limits, the faster is
+        better; else the one that is; else the lower one. Step times exclude the plans' own time."""
         fits, other_fits = self._is_within(plan), self._is_within(other)
         if self.lowest_peak or not (fits or other_fits):
             return plan.profile.peak_bytes < other.profile.peak_bytes
@@ -132,7 +133,7 @@ class Recompute:
         )
 
     def _default_saved(self, problem: PlanningProblem) -> list[fx.Node]:
-        # Names of another graph say nothing here.
+        # The names belong to another graph.
         return default_saved_nodes(problem, self.default_saved if self.whole is None else ())
 
     def _plan(
@@ -176,7 +177,7 @@ class Recompute:
 
 
 def _as_torch_has_it(problem: PlanningProblem, default: Candidate) -> StepProfile:
-    """The profile of the step that saves what torch's own plan saves, compiled without a plan of ours."""
+    """The profile of a step with torch's own plan, compiled without a plan of ours."""
     step = problem.step_of(is_default=True)
     if step.constant_bytes == problem.step.constant_bytes:
         return default.profile

@@ -1,4 +1,4 @@
-"""What a plan of a graph is asked for."""
+"""Requests: what one plan of a graph is asked for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from satcompile.options import Options
 
 @dataclass(frozen=True)
 class Subject:
-    """A graph of Dynamo's by the positions of its inputs, which are the same in all plans of it.
+    """One of Dynamo's graphs by the positions of its inputs, which are the same in all its plans.
 
     Attributes:
-        num_inputs: how many inputs there are. AOTAutograd merges inputs that share memory; positions
-            in its graph are these where it has as many.
+        num_inputs: how many inputs there are. AOTAutograd merges inputs that share memory.
+            Positions in its graph are the same if it has as many inputs.
         leaves: positions of leaves that require a gradient, which stays in memory.
         trained: positions of parameters that get a gradient.
-        names: of parameters by position, where they are known.
+        names: names of parameters by position, where they are known.
     """
 
     num_inputs: int
@@ -32,14 +32,14 @@ class Request:
     """One plan of one graph, and what its code may allocate.
 
     Attributes:
-        options: the user's.
+        options: the user's options.
         subject: the graph.
-        limit_bytes: what the plan's simulated peak is to stay within; None for no limit.
-        accept_bytes: what the generated code may allocate; None for anything.
-        saved_limit_bytes: what may be kept from forward to backward; None for no limit.
-        default_within_bytes: up to this simulated peak torch's own plan is tried.
-        lowest_peak: whether the plan of the lowest peak is wanted.
-        low_way: of the ways in which plans of low peaks are made, the one to take; 0 for any.
+        limit_bytes: limit on the plan's simulated peak; None for no limit.
+        accept_bytes: bytes that the generated code may allocate; None for no limit.
+        saved_limit_bytes: bytes that may be kept from forward to backward; None for no limit.
+        default_within_bytes: torch's own plan is tried up to this simulated peak.
+        lowest_peak: whether to take the plan with the lowest peak.
+        low_way: the way of making plans of low peaks to take (``Recompute.low_way``); 0 for any.
         updates: positions of parameters whose gradients the backward hands to their optimizer.
     """
 
@@ -55,13 +55,13 @@ class Request:
 
     @property
     def takes_regions_as_advice(self) -> bool:
-        """Whether the plan decides what checkpoint regions say. Torch's own plan follows them."""
+        """Whether the plan may decide against checkpoint regions. Torch's own plan follows them."""
         is_planned = self.limit_bytes is not None or self.lowest_peak
         return self.options.checkpoints == "advice" and is_planned
 
     @property
     def plan_settings(self) -> dict[str, Any]:
-        """What the plan of one graph follows from, for another request that comes to the same."""
+        """The settings that determine the plan of one graph, as arguments of ``Recompute``."""
         return {
             "limit_bytes": self.limit_bytes,
             "saved_limit_bytes": self.saved_limit_bytes,
@@ -72,7 +72,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """Tells caches of generated code what may be different code."""
+        """A key for caches of generated code; different code has different keys."""
         settings = (*self.plan_settings.values(), sorted(self.updates))
         trained = sorted(self.subject.trained) if self.options.sparsity is not None else None
         return repr((self.options.code_key, settings, trained))

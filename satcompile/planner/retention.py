@@ -1,4 +1,4 @@
-"""A plan: what crosses from forward to backward, in which order either side runs, what that
+"""A plan: what crosses from forward to backward, in which order each side runs, what the plan
 costs, and how good it is."""
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ class RetentionPlan:
     Attributes:
         saved: indices of the storages that cross, in ``PlanningProblem.storages``.
         recomputed: nodes of the forward whose operations run again in the backward.
-        operations: the nodes that the two orders speak of, by index.
+        operations: the nodes that the two orders refer to, by index.
         forward_order, backward_order: indices into ``operations``; in the backward, an
-            operation stands as often as it is computed.
+            operation appears as often as it is computed.
         order_kept: why the backward has torch's order and not ``backward_order``; None where
             it has the plan's.
         crossing: tensors that the backward is given, parameters and inputs among them.
         scalars: symbolic sizes that the backward is given.
         profile: simulated memory of the step.
-        default_profile: the same of torch's own plan.
-        default_saved: names of what that plan saves.
-        time_us: of recomputation and of the memory traffic that it causes.
-        bound_us: no plan of the class can do with less under the same limit.
-        bound_kind: which class, and what limit.
+        default_profile: the same for torch's own plan.
+        default_saved: names of the nodes that torch's own plan saves.
+        time_us: time of recomputation and of the memory traffic that it causes.
+        bound_us: no plan of the class can take less time under the same limit.
+        bound_kind: the class, and the limit.
         is_default: whether this is torch's own plan.
-        limit_bytes: what the simulated peak was to stay within; None without a budget.
+        limit_bytes: limit on the simulated peak; None without a budget.
     """
 
     saved: frozenset[int]
@@ -59,7 +59,7 @@ class RetentionPlan:
         return not self.is_default and self.order_kept is None
 
     def is_like(self, other: RetentionPlan) -> bool:
-        """Whether both save and compute the same, if of two copies of one graph."""
+        """Whether both plans save and compute the same; they may be of two copies of one graph."""
         return self._what_runs == other._what_runs
 
     @cached_property

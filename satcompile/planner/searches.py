@@ -11,14 +11,14 @@ from satcompile.planner.problem import PlanningProblem
 from satcompile.solver.search import BudgetSearch
 from satcompile.torch_compat.partitioner import default_saved_values
 
-# Of the forward's time. A tighter proof costs more planning time than it can win back.
+# As a share of the forward's time. A tighter proof costs more planning time than it can win back.
 _GAP_OF_FORWARD = 2e-3
-_SEARCHES_KEPT = 2  # of a graph whole and in chunks
+_SEARCHES_KEPT = 2  # for a graph as a whole and in chunks
 
 
 class Searches:
     """Searches that were begun. A graph that is compiled several times is traced anew each time,
-    and is the same numbers."""
+    but its numbers are the same."""
 
     def __init__(self) -> None:
         self._begun: list[BudgetSearch] = []
@@ -26,7 +26,7 @@ class Searches:
     def of(
         self, problem: PlanningProblem, effort: int, default_saved: Iterable[fx.Node]
     ) -> BudgetSearch:
-        """As ``budget_search``, or the one that was begun for the same numbers."""
+        """The search that was begun for the same numbers, or a new ``budget_search``."""
         search = budget_search(problem, effort, default_saved)
         for other in self._begun:
             if other.is_of_same_numbers(search):
@@ -36,7 +36,7 @@ class Searches:
 
 
 def default_saved_nodes(problem: PlanningProblem, names: Sequence[str]) -> list[fx.Node]:
-    """What torch's own plan saves; ``names`` where an earlier run on the same graph found out."""
+    """Nodes that torch's own plan saves; ``names`` if an earlier run on the graph found them."""
     graph = problem.graph
     by_name = {node.name: node for node in graph.graph.nodes}
     if names and all(name in by_name for name in names):
@@ -47,8 +47,10 @@ def default_saved_nodes(problem: PlanningProblem, names: Sequence[str]) -> list[
 def budget_search(
     problem: PlanningProblem, effort: int, default_saved: Iterable[fx.Node] = ()
 ) -> BudgetSearch:
-    """Args:
-    default_saved: what torch's own plan saves; without, it is none of those that are searched.
+    """A search for plans of one problem.
+
+    Args:
+        default_saved: nodes that torch's own plan saves; without them, that plan is not searched.
     """
     gap_us = _GAP_OF_FORWARD * problem.forward_time_us
     return BudgetSearch(

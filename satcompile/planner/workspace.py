@@ -1,9 +1,9 @@
 """Memory that an operator takes and returns inside one call, measured by calling it.
 
-A convolution reorders its weight and asks its library for scratch space, an attention's backward
-sums in float32; how much depends on shapes, libraries and the machine, and no schema says so. Each
-distinct call is made once on zeros (on ones where the operator refuses zeros), on the device for
-which it is compiled, while the allocator's events are recorded, and remembered for the process.
+A convolution reorders its weight and asks its library for scratch space; an attention's backward
+sums in float32. The amount depends on shapes, libraries and the machine, and no schema states it.
+We make each distinct call once on zeros (on ones where the operator refuses zeros), on the device
+for which it is compiled, and record the allocator's events. The result is kept for the process.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def workspace_bytes(
 
     Args:
         op: a functional operator.
-        args, kwargs: as it is called, tensors given as ``(shape, strides, dtype)`` wrapped in
+        args, kwargs: arguments of the call, tensors given as ``(shape, strides, dtype)`` wrapped in
             ``Zeros``.
 
     Returns:
-        While the user's own profiler runs, as two cannot record at once: what a product on a GPU
-        takes at most, and 0 of all else.
+        The bytes. While the user's own profiler runs, new calls are not measured, as two profilers
+        cannot record at once: a product on a GPU counts as its maximum, anything else as 0.
     """
     how: Any = torch.get_num_threads() if device_type == "cpu" else torch.backends.cudnn.benchmark
-    is_exact = torch.are_deterministic_algorithms_enabled()  # an attention's takes less then
+    is_exact = torch.are_deterministic_algorithms_enabled()  # an attention then takes less
     most_bytes = None
     if device_type != "cpu" and is_product(op):
         args, kwargs = pytree.tree_map(_cut, (tuple(args), dict(kwargs)))
-        how = most_bytes = blas_workspace_bytes()  # the user's to change
+        how = most_bytes = blas_workspace_bytes()  # the user may change it
     key = (str(op), repr(args), repr(sorted(kwargs.items())), device_type, how, is_exact)
     if key not in _measured:
         if profiler_is_active():
@@ -64,7 +64,7 @@ def workspace_bytes(
 
 
 class Zeros:
-    """A tensor to be made when it is needed, of zeros or of another number."""
+    """A tensor that is made when it is needed, filled with zeros or another number."""
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> None:
         self.shape, self.strides, self.dtype = tuple(shape), tuple(strides), dtype
@@ -77,13 +77,13 @@ class Zeros:
         return made.fill_(number)
 
 
-# In these the CPU's matrix products go through oneDNN, which takes scratch space from torch.
+# For these dtypes, the CPU's matrix products use oneDNN, which takes scratch space from torch.
 _HALF = (torch.bfloat16, torch.float16)
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
 def product_takes_workspace(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether a matrix product takes memory for the time of its call."""
+    """Whether a matrix product takes memory for the duration of its call."""
     return dtype in _HALF if device_type == "cpu" else not blas_workspaces_stay()
 
 
@@ -91,8 +91,8 @@ def is_product(op: Any) -> bool:
     return getattr(op, "__name__", "").partition(".")[0] in _PRODUCTS
 
 
-# What cuBLAS is given depends on the library that torch takes for a kind of product, not on sizes
-# beyond these; operands of full size might have no room beside the model.
+# The workspace of cuBLAS depends on the library that torch takes for a kind of product, not on
+# sizes beyond these. Operands of full size might not fit beside the model.
 _LARGEST_OF_PRODUCT = 64
 
 
@@ -108,8 +108,8 @@ def _cut(value: Any) -> Any:
 
 
 def workspace_of(node: fx.Node) -> int | None:
-    """What an operation of a graph takes inside, at the sizes for which it is compiled; None where it
-    cannot be tried. A matrix product in full precision takes nothing, and is not tried."""
+    """The workspace of a graph's operation at the sizes for which it is compiled; None if it cannot
+    be tried. A matrix product in full precision takes nothing, and is not tried."""
     op, result = node.target, node.meta.get("val")
     if not may_need_workspace(op):
         return None
@@ -126,7 +126,7 @@ def workspace_of(node: fx.Node) -> int | None:
     try:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), as_called)
         return workspace_bytes(op, args, kwargs, device_type)  # type: ignore[arg-type]
-    except Exception:  # whatever the operator makes of zeros: the walk of its code will tell
+    except Exception:  # the operator may refuse zeros; the walk of its code will tell
         return None
 
 
@@ -139,7 +139,7 @@ def _as_given(node: fx.Node) -> Any:
 
 
 def _as_convolved(node: fx.Node) -> Any:
-    """Inductor has a CPU convolve what has its channels last."""
+    """The argument as Inductor gives it to a convolution: on a CPU with channels last."""
     value = _as_given(node)
     if (
         not isinstance(value, Zeros)
@@ -153,7 +153,7 @@ def _as_convolved(node: fx.Node) -> Any:
 
 
 def may_need_workspace(op: Any) -> bool:
-    """Whether a call may take memory of its own and can be tried: functional, of torch's own or ours."""
+    """Whether a call may take memory of its own and can be tried: functional, torch's or ours."""
     if not isinstance(op, OpOverload):
         return "convolution" in getattr(op, "__name__", "")  # among Inductor's extern kernels
     returned = [result.alias_info for result in schema_of(op).returns]
@@ -175,11 +175,11 @@ def _measure(
     drawn_from = [] if device_type == "cpu" else [torch.cuda.current_device()]
     # A random operator draws from the user's generator: its state is put back.
     with torch.no_grad(), without_tracing(), torch.random.fork_rng(devices=drawn_from):
-        # A first call may set up caches that later ones lack.
+        # The first call may set up caches; later calls do not.
         made_args, made_kwargs = made_of(0)
         try:
             op(*made_args, **made_kwargs)
-        except RuntimeError:  # pivots count from 1, say
+        except RuntimeError:  # for example, pivots count from 1
             made_args, made_kwargs = made_of(1)
             op(*made_args, **made_kwargs)
         held: list[Any] = []

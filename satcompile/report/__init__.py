@@ -1,1 +1,1 @@
-"""What was decided, as data, text and pages. Nothing below imports it."""
+"""The decisions as data, text and pages. Nothing below imports this package."""

@@ -1,4 +1,4 @@
-"""The charts of a page: figures of plotly, coloured by the page for light and dark."""
+"""The charts of a page: plotly figures, which the page colours for light and dark."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from satcompile.report.sparsity import TiledRow
 from satcompile.report.timeline import Allocation, Timeline
 from satcompile.sizes import format_bytes, format_time
 
-# Seen on white and on black, and told apart without colour by dashes and shapes.
+# Visible on white and on black; without colour, dashes and shapes tell them apart.
 OURS, DEFAULT, LIMIT, OTHER = "#3b82f6", "#8a8f98", "#e5484d", "#d97706"
-_NAMED = 8  # of the largest things alive at a position
+_NAMED = 8  # how many of the largest allocations at a position are named
 _CONFIG = {
     "responsive": True,
     "displaylogo": False,
@@ -29,11 +29,11 @@ _CONFIG = {
 
 @dataclass(frozen=True)
 class Chart:
-    """What a page shows.
+    """A chart on a page.
 
     Attributes:
-        div_id: of the figure on the page.
-        title: of the figure, for those who do not see it.
+        div_id: the figure's id on the page.
+        title: the figure's title, for readers who cannot see it.
         markup: the figure; plotly's script comes from elsewhere on the page.
         data: for the page's script: texts that several points share, written once.
     """
@@ -47,11 +47,11 @@ class Chart:
 def memory_chart(
     div_id: str, timelines: Mapping[str, Timeline], limits: Mapping[str, int]
 ) -> Chart:
-    """Bytes alive over the step, a line each.
+    """Chart of bytes alive over the step, one line per timeline.
 
     Args:
-        timelines: by what each is called; no more than two.
-        limits: bytes that a line may not cross, by what that is called.
+        timelines: timelines by name; at most two.
+        limits: bytes that a line may not cross, by the limit's name.
     """
     highest = max([*(each.peak_bytes for each in timelines.values()), *limits.values()])
     unit_bytes, unit = _unit(highest)
@@ -79,7 +79,7 @@ def memory_chart(
 def curve_chart(
     div_id: str, points: Sequence[CurvePoint], forward_us: float, default_bytes: int
 ) -> Chart:
-    """Time added against peak, the plan in use marked."""
+    """Chart of added time against peak; the plan in use is marked."""
     unit_bytes, unit = _unit(max([default_bytes, *(point.peak_bytes for point in points)]))
     figure = _figure("time added, % of the forward", f"simulated peak, {unit}")
     scale = 100 / forward_us if forward_us else 0.0
@@ -93,7 +93,7 @@ def curve_chart(
             **style,
         )
 
-    # Torch's own plan, where it is in use, may be above the line.
+    # Torch's own plan may be above the line if it is in use.
     unbeaten = set(best(replace(point, is_chosen=False) for point in points))
     line = [point for point in points if replace(point, is_chosen=False) in unbeaten]
     add(line, name="plans", mode="lines+markers", line={"color": OURS, "width": 2})
@@ -106,7 +106,7 @@ def curve_chart(
 
 
 def peaks_chart(div_id: str, graph: GraphReport) -> Chart:
-    """What was predicted, by whom, beside what was measured."""
+    """Chart of the predicted peaks beside the measured one."""
     peaks = {
         "torch.compile": graph.default_peak_bytes,
         "predicted": graph.predicted_peak_bytes,
@@ -134,7 +134,7 @@ def peaks_chart(div_id: str, graph: GraphReport) -> Chart:
 
 
 def sparsity_chart(div_id: str, rows: Sequence[TiledRow]) -> Chart:
-    """Share of each parameter that is trained, and that the forward uses."""
+    """Chart of the shares of each parameter that are trained and that the forward uses."""
     figure = _figure("share of its elements, %", "parameters, in the graph's order")
     names = [_escaped(row.name) for row in rows]
     for name, colour, shares in (
@@ -154,7 +154,7 @@ def sparsity_chart(div_id: str, rows: Sequence[TiledRow]) -> Chart:
 
 
 class _Texts:
-    """The largest things alive at each position, as numbers of lines that are written once."""
+    """The largest allocations at each position, as numbers of lines that are written once."""
 
     def __init__(self) -> None:
         self._numbers: dict[Allocation, int] = {}
@@ -194,7 +194,7 @@ def _labels(timeline: Timeline) -> list[str]:
 
 
 def _escaped(name: str) -> str:
-    """Plotly reads texts as a small HTML of its own."""
+    """Escape a name: plotly reads texts as a small HTML of its own."""
     return html.escape(name)
 
 

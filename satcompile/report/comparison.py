@@ -1,4 +1,4 @@
-"""What changed between two reports: two budgets, or two versions of a model."""
+"""Changes between two reports: two budgets, or two versions of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from satcompile.report.folding import Fold, any_layer, base_name, fold
 from satcompile.sizes import format_bytes, format_time
 
 SAVED, RECOMPUTED = "saved", "recomputed"
-# In words, and how they are printed.
+# Each figure in words, and how it is printed.
 _WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "budget_bytes": ("budget", format_bytes),
     "predicted_peak_bytes": ("predicted peak", format_bytes),
@@ -32,11 +32,11 @@ _WORDS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a value and of its like in other layers.
+    """The decision for a value and its counterparts in other layers.
 
     Attributes:
-        saved, recomputed: how many of them are; none of either: dropped, or not there at all.
-        saved_bytes: of those that are saved.
+        saved, recomputed: how many of them are. If both are 0, they are dropped or do not exist.
+        saved_bytes: bytes of those that are saved.
     """
 
     saved: int = 0
@@ -50,11 +50,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class ValueChange:
-    """A value, folded over layers, that is treated in another way.
+    """A value, folded over layers, whose treatment changed.
 
     Attributes:
-        name, module, source, dtype, shape: of the value; from the later report where it is there.
-        before, after: what became of it.
+        name, module, source, dtype, shape: of the value; from the later report if it is there.
+        before, after: the decisions for it.
     """
 
     name: str
@@ -72,7 +72,7 @@ class ValueChange:
 
 @dataclass(frozen=True)
 class PassChange:
-    """A pass whose effect is another; None where it did not run."""
+    """A pass whose effect changed; None where it did not run."""
 
     name: str
     before: str | None
@@ -81,14 +81,14 @@ class PassChange:
 
 @dataclass(frozen=True)
 class GraphComparison:
-    """Two reports of what is taken for the same graph.
+    """Two reports of graphs that are matched as the same graph.
 
     Attributes:
-        name: of the later one.
+        name: name of the later graph.
         before, after: the reports.
-        figures: by the report's key, (before, after); both are there where nothing changed.
-        values: that are treated in another way, the largest change of saved bytes first.
-        passes: that did something else.
+        figures: (before, after) by the report's key, unchanged figures included.
+        values: values whose treatment changed, the largest change of saved bytes first.
+        passes: passes whose effect changed.
     """
 
     name: str
@@ -99,7 +99,7 @@ class GraphComparison:
     passes: Sequence[PassChange]
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Figures in words: what, before, after, and the change as a share."""
+        """Figures in words: name, before, after, and the change as a share."""
         found = []
         for key, (words, show) in _WORDS.items():
             before, after = self.figures[key]
@@ -124,9 +124,9 @@ class Comparison:
     """See ``Report.compare``.
 
     Attributes:
-        names: what the two reports are called.
-        graphs: those that are in both.
-        only_before, only_after: names of those that are not.
+        names: names of the two reports.
+        graphs: graphs that are in both reports.
+        only_before, only_after: names of graphs that are in one report only.
     """
 
     names: tuple[str, str]
@@ -140,7 +140,7 @@ class Comparison:
         return render_comparison(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        """So that ``rich.print(comparison)`` is in colours where there are any."""
+        """Lets ``rich.print(comparison)`` print in colours where there are any."""
         from satcompile.report.terminal import ComparisonSections
 
         yield ComparisonSections(self)
@@ -159,7 +159,7 @@ class Comparison:
         """Write it as a page to read (``.html``) or as data (``.json``).
 
         Raises:
-            OptionError: another ending.
+            OptionError: the path has another ending.
             FileError: the file cannot be written; nothing is left half-written.
         """
         path = Path(path)
@@ -172,7 +172,7 @@ class Comparison:
 
 
 def compare(before: Report, after: Report, names: tuple[str, str]) -> Comparison:
-    """Graphs of the same function are compared, in the order in which they were compiled."""
+    """Compare graphs of the same function, in the order in which they were compiled."""
     pairs, only_before, only_after = _matched(
         before.graphs, after.graphs, [lambda g: g.name, lambda g: g.name.partition(" [")[0]]
     )
@@ -223,7 +223,7 @@ def _group(members: Sequence[tuple[str, Fold]]) -> _Group:
     for what, each in members:
         counts[what] += len(each.members)
     saved_bytes = sum(each.total_bytes for what, each in members if what == SAVED)
-    # Of two folds of one place, the one over more layers has the general name.
+    # If one place has two folds, the one over more layers has the general name.
     row = max((each for _, each in members), key=lambda each: len(each.members)).row
     return _Group(row, Decision(counts[SAVED], counts[RECOMPUTED], saved_bytes))
 
@@ -259,7 +259,7 @@ def _place_in_file(row: ValueRow) -> tuple[str, str, str]:
 
 
 def _lines(graph: GraphReport) -> frozenset[str]:
-    """Source lines of the graph, as far as torch's own plan, which no budget changes, has them."""
+    """Source lines of the graph, as far as torch's own plan has them: no budget changes it."""
     timeline = graph.default_timeline
     return frozenset() if timeline is None else frozenset(a.source for a in timeline.allocations)
 
@@ -278,7 +278,7 @@ def _pass_changes(before: GraphReport, after: GraphReport) -> list[PassChange]:
 def _matched(
     before: Iterable[Any], after: Iterable[Any], keys: Sequence[Callable[[Any], Hashable]]
 ) -> tuple[list[tuple[Any, Any]], list[Any], list[Any]]:
-    """Pairs of equal key, by the first key that tells; of several with one key, in order."""
+    """Pair items with equal keys, by the first key that matches; items with one key, in order."""
     old, new = list(before), list(after)
     pairs: list[tuple[Any, Any]] = []
     for key in keys:

@@ -1,4 +1,4 @@
-"""What a report says, as data. ``to_dict`` is stable: keys are added, never renamed.
+"""A report as data. ``to_dict`` is stable: keys are added, never renamed.
 
 All sizes are bytes, all times microseconds; formatting happens where things are printed.
 """
@@ -29,40 +29,40 @@ class GraphReport:
 
     Attributes:
         name: Dynamo's compile id and the function it compiled.
-        budget_bytes: what was asked, reserve included; None without a budget.
-        reserve_bytes: kept free out of the budget for what the backend cannot see.
+        budget_bytes: the budget, reserve included; None without a budget.
+        reserve_bytes: part of the budget kept free for memory that the backend cannot see.
         resident_bytes: alive before the step; ``resident`` has it by kind.
         predicted_peak_bytes: resident plus what the step allocates, by ``prediction``.
         prediction: "generated code" (its own allocations, added up) or "simulation".
         default_peak_bytes: the same for torch.compile's own plan, by ``default_prediction``.
-            Where that is not the plan in use its code is generated at the first call, which
-            takes about a quarter of a compilation.
-        floor_bytes: the smallest peak for which a valid plan is held: a budget of that is met. At the
-            first call the code of a few plans is generated, which takes about a compilation.
-        least_peak_bytes: no plan of the class that ``bound_kind`` names has a lower peak, simulated;
-            None where that is not known.
+            If that plan is not in use, its code is generated at the first access, which takes
+            about a quarter of a compilation.
+        floor_bytes: the smallest peak for which a valid plan is known: a budget of that is met. The
+            first access generates the code of a few plans, which takes about a compilation.
+        least_peak_bytes: no plan of the class that ``bound_kind`` names has a lower simulated peak;
+            None if unknown.
         measured_peak_bytes: resident plus the latest ``measure_peak`` in which the graph ran.
-        measured_allocated_bytes, measured_reserved_bytes: then, of the whole process, by the counters
-            of a GPU's allocator; None on the CPU.
+        measured_allocated_bytes, measured_reserved_bytes: peaks of the whole process in that
+            measurement, by the counters of a GPU's allocator; None on the CPU.
         saved_bytes: alive between forward and backward.
-        forward_time_us: of the forward, by the cost model.
-        recompute_time_us: of what the backward computes again.
+        forward_time_us: time of the forward, by the cost model.
+        recompute_time_us: time of what the backward computes again.
         optimality_gap: share of ``forward_time_us`` by which the plan may exceed the optimum of
             the class that ``bound_kind`` names.
-        saved, recomputed: largest first.
-        passes: in the order in which they ran.
-        beside_bytes: held by the step's other graphs at the peak; 0 where the graph is alone.
+        saved, recomputed: values, largest first.
+        passes: passes, in the order in which they ran.
+        beside_bytes: held by the step's other graphs at the peak; 0 if the graph is alone.
         rounds: compilations it took until the generated code was within the budget.
-        notes: what else a reader must know.
-        sparsity: what is trained in tiles and what is not, as it is when it is looked at; None
-            without the option.
-        updates: what ``fuse_optimizer`` does for the graph's parameters, as it is when it is
-            looked at; None where no fused optimizer has any of them.
-        timeline: memory over the step, simulated; made at the first look. Where ``prediction``
+        notes: further facts that a reader must know.
+        sparsity: which parameters are trained in tiles and which are not, at the time of access;
+            None without the option.
+        updates: what ``fuse_optimizer`` does for the graph's parameters, at the time of access;
+            None if no fused optimizer has any of them.
+        timeline: memory over the step, simulated; made at the first access. Where ``prediction``
             is "generated code", its peak is the plan's, not ``predicted_peak_bytes``.
         default_timeline: the same for torch.compile's own plan.
-        curve: plans at other limits, with what is resident; made at the first look, which takes
-            as long as planning the graph about eight times. Empty where none is known.
+        curve: plans at other limits, resident bytes included; made at the first access, which
+            takes as long as planning the graph about eight times. Empty if none is known.
     """
 
     name: str
@@ -127,8 +127,8 @@ class GraphReport:
         return self._default
 
     def default_peak(self, ask: bool = True) -> tuple[int, str] | None:
-        """``default_peak_bytes`` and ``default_prediction``. Without ``ask`` no code is generated
-        for it: where there is none yet it is by simulation, or None."""
+        """``default_peak_bytes`` and ``default_prediction``. Without ``ask`` no code is generated:
+        if there is none yet, the peak is simulated, or the result is None."""
         if ask or not callable(self._default):
             return self.default_peak_bytes, self.default_prediction
         if self._simulated_default_bytes is None:
@@ -164,13 +164,13 @@ class GraphReport:
         return None if found is None else found.above(self.resident_bytes + self.beside_bytes)
 
     def save_trace(self, path: str | Path) -> None:
-        """See ``Report.save_trace``; of this graph alone."""
+        """See ``Report.save_trace``; the trace has this graph alone."""
         save_trace([self], path)
 
     def to_dict(self, ask: bool = True) -> dict[str, Any]:
-        """Plain data. Without ``ask`` nothing is planned, simulated or generated for what is not
-        there yet: ``default_peak`` says what then stands for the default, and the floor and the
-        timelines are None."""
+        """Plain data. Without ``ask`` nothing is planned, simulated or generated for figures that
+        do not exist yet: the default is that of ``default_peak``, and the floor and the timelines
+        are None."""
         default_peak_bytes, default_prediction = self.default_peak(ask) or (None, None)
 
         def is_there(found: Any) -> bool:
@@ -204,7 +204,7 @@ class GraphReport:
             "notes": list(self.notes),
             "sparsity": None if self.sparsity is None else self.sparsity.to_dict(),
             "updates": None if self.updates is None else self.updates.to_dict(),
-            # Costly, so only where somebody has asked for it already.
+            # Costly, so only if it was made already.
             "curve": None if callable(self._curve) else [point.to_dict() for point in self.curve],
             "timeline": _data(self.timeline) if is_there(self._timeline) else None,
             "default_timeline": (
@@ -219,7 +219,7 @@ def _data(timeline: Timeline | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was decided for what was asked about; see ``satcompile.report``."""
+    """All decisions for the graphs that were asked about; see ``satcompile.report``."""
 
     graphs: Sequence[GraphReport]
 
@@ -229,14 +229,14 @@ class Report:
         return render(self)
 
     def print(self, file: IO[str] | None = None) -> None:
-        """Print for people, to ``file`` or to stdout: in colours where that is a terminal (unless
-        ``NO_COLOR`` is set), as wide as that is or as ``COLUMNS`` says; plain elsewhere."""
+        """Print as text, to ``file`` or to stdout. On a terminal, print in colours (unless
+        ``NO_COLOR`` is set), as wide as the terminal or ``COLUMNS``; elsewhere, print plain."""
         from rich.console import Console
 
         Console(file=file).print(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        """So that ``rich.print(report)`` does the same."""
+        """Lets ``rich.print(report)`` do the same."""
         from satcompile.report.terminal import Sections
 
         yield Sections(self)
@@ -247,11 +247,11 @@ class Report:
         return {"format": 1, "graphs": [graph.to_dict(ask) for graph in self.graphs]}
 
     def compare(self, other: Report, names: tuple[str, str] = ("before", "after")) -> Comparison:
-        """What is different in ``other``: another budget, or another version of the model.
+        """Compare with ``other``: another budget, or another version of the model.
 
         Args:
-            other: the later of the two.
-            names: what the two are called.
+            other: the later report.
+            names: names of the two reports.
         """
         from satcompile.report.comparison import compare
 
@@ -260,11 +260,11 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the report: a page to read (``.html``) or data (``.json``).
 
-        The page shows plans at other budgets, too, which are made for it: that takes as long as
-        planning the graph about eight times.
+        The page also shows plans at other budgets. Making them takes as long as planning the
+        graph about eight times.
 
         Raises:
-            OptionError: another ending.
+            OptionError: the path has another ending.
             FileError: the file cannot be written; nothing is left half-written.
         """
         path = Path(path)
@@ -284,8 +284,8 @@ class Report:
             path: ends in ``.json``.
 
         Raises:
-            OptionError: another ending.
-            NotCompiledError: a report that was read from data without timelines.
+            OptionError: the path has another ending.
+            NotCompiledError: the report was read from data without timelines.
             FileError: the file cannot be written; nothing is left half-written.
         """
         save_trace(self.graphs, path)

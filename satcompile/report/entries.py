@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class ValueRow:
-    """A value that crosses to the backward, or that is computed again there.
+    """A value that is saved for the backward, or computed again in it.
 
     Attributes:
         name: its node in the joint graph.
-        num_bytes: of its storage.
-        dtype, shape: of the value.
+        num_bytes: bytes of its storage.
+        dtype, shape: those of the value.
         module: path of the module that made it, "" where unknown.
         source: "file:line" of the user's code, "" where unknown.
         copies: how often it is computed in the step (1 for saved values).
@@ -41,7 +41,7 @@ class ValueRow:
 
 
 class GraphTexts(Protocol):
-    """A graph before and after something."""
+    """A graph as text before and after a change, and the diff."""
 
     def before(self) -> str: ...
     def after(self) -> str: ...
@@ -53,8 +53,8 @@ class PassRow:
     """A pass that ran on the graph: its name, its time, and what it changed.
 
     Attributes:
-        before, after: the graph as text, a line a node; None where the pass left it alone.
-        diff: between the two, in unified form.
+        before, after: the graph as text, one line per node; None if the pass did not change it.
+        diff: unified diff of the two.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Reports as files: whole or not at all."""
+"""Reports as files, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ENDINGS = (".html", ".json")
 
 
 def ending_of(path: Path, what: str) -> str:
-    """``.html`` or ``.json``.
+    """The path's ending: ``.html`` or ``.json``.
 
     Raises:
-        OptionError: another ending.
+        OptionError: the path has another ending.
     """
     if path.suffix not in ENDINGS:
         raise OptionError(
@@ -27,10 +27,10 @@ def ending_of(path: Path, what: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside the file and put that in its place, so that no reader sees half of it.
+    """Write a file beside ``path`` and move it into place, so that no reader sees half of it.
 
     Raises:
-        FileError: the folder is not there, or not writable, or full.
+        FileError: the folder does not exist, is not writable, or is full.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -49,10 +49,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """What a file holds.
+    """The text of a file.
 
     Raises:
-        FileError: it is not there, or cannot be read.
+        FileError: the file does not exist, or cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ from satcompile.report.entries import ValueRow
 
 @dataclass(frozen=True)
 class Fold:
-    """Values that differ in the number of their layer only.
+    """Values that differ only in the number of their layer.
 
     Attributes:
-        row: what stands for all of them; its bytes are of one.
+        row: the row for all of them; its bytes are those of one value.
         members: the values themselves, at least one.
     """
 
@@ -27,9 +27,9 @@ class Fold:
 
 
 def fold(rows: Sequence[ValueRow]) -> list[Fold]:
-    """Values of identical layers together, largest sum first.
+    """Fold values of identical layers, largest sum first.
 
-    Identical: same shape, dtype and source line, in modules that differ in numbers only
+    Identical: same shape, dtype and source line, in modules that differ only in numbers
     (``h.0.mlp`` and ``h.7.mlp`` become ``h.*.mlp``).
     """
     groups: dict[tuple, list[ValueRow]] = {}
@@ -40,17 +40,17 @@ def fold(rows: Sequence[ValueRow]) -> list[Fold]:
 
 
 def layer_key(row: ValueRow) -> tuple:
-    """Equal for values of identical layers."""
+    """A key that is equal for values of identical layers."""
     return any_layer(row.module), row.source, row.dtype, row.shape, base_name(row.name)
 
 
 def any_layer(module: str) -> str:
-    """``h.*.mlp`` for ``h.7.mlp``: digits inside a word tell modules apart."""
+    """``h.*.mlp`` for ``h.7.mlp``. Digits inside a word stay: they tell modules apart."""
     return re.sub(r"\b\d+\b", "*", module)
 
 
 def base_name(name: str) -> str:
-    """Without the number that tells nodes of one operator apart."""
+    """The name without the number that tells nodes of one operator apart."""
     return re.sub(r"_(\d+|\*)$", "", name)
 
 

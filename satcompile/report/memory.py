@@ -13,17 +13,17 @@ from satcompile.solver.step import Step
 
 
 def plan_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
-    """What the plan makes of the step; nothing resident is counted."""
+    """Timeline of the step with the plan; resident bytes are not counted."""
     step = problem.step_of(plan.is_default)
     return _timeline(problem, step, plan.forward_order, plan.backward_order, plan.saved)
 
 
 def default_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:
-    """What torch's own plan makes of it.
+    """Timeline of the step with torch's own plan.
 
     Args:
-        problem: of the graph as torch would plan it, without chunks of a vocabulary.
-        plan: any plan for that graph; it knows what torch's own saves.
+        problem: problem of the graph as torch would plan it, without vocabulary chunks.
+        plan: any plan for that graph; it knows what torch's own plan saves.
     """
     by_name = {node.name: node for node in problem.graph.graph.nodes}
     saved = [by_name[name] for name in plan.default_saved]

@@ -1,4 +1,4 @@
-"""A report as one page of HTML that carries all it needs and asks for nothing."""
+"""A report as one self-contained page of HTML that loads nothing."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from satcompile.report.terminal import budget_text
 from satcompile.report.timeline import Timeline
 from satcompile.sizes import format_bytes, format_change, format_time
 
-_MOST_LINES = 3_000  # of a diff on a page; the data has all of them
+_MOST_LINES = 3_000  # lines of a diff on a page; the data has all of them
 _MOST_BARS = 400
 
 
 def render_page(report: Report) -> str:
-    """The page. Plans for the Pareto curve are made where nobody has asked for them yet, which
-    takes as long as planning the graph about eight times."""
+    """Render the page. Plans for the Pareto curve are made if they do not exist yet, which takes as
+    long as planning the graph about eight times."""
     graphs = [_Section(number, graph) for number, graph in enumerate(report.graphs)]
     return render("report.html.jinja", title=_title(report), graphs=graphs)
 
 
 def render_comparison_page(comparison: Comparison) -> str:
-    """What changed, as a page."""
+    """Render a comparison as a page."""
     names = comparison.names
     graphs = [
         _ComparedSection(number, names, each) for number, each in enumerate(comparison.graphs)
@@ -51,7 +51,7 @@ def render_comparison_page(comparison: Comparison) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of ours with plotly's script."""
+    """Render one of our templates with plotly's script."""
     return (
         _templates()
         .get_template(template)
@@ -95,7 +95,7 @@ def _title(report: Report) -> str:
 
 @dataclass(frozen=True)
 class _Section:
-    """One graph, and what the template asks of it."""
+    """One graph, and the values that the template reads."""
 
     number: int
     graph: GraphReport
@@ -125,13 +125,13 @@ class _Section:
 
     @property
     def simulation_off_bytes(self) -> int:
-        """How far the chart's peak is below that of the code which runs."""
+        """Bytes by which the chart's peak is below that of the code that runs."""
         timeline = self.graph.timeline
         return 0 if timeline is None else self.graph.predicted_peak_bytes - timeline.peak_bytes
 
     @property
     def is_changed(self) -> bool:
-        """Whether the graph computes something else than torch.compile alone would."""
+        """Whether the graph computes something other than torch.compile alone would."""
         names = {row.name for row in self.graph.passes}
         return self.graph.sparsity is not None or "fused_update" in names
 
@@ -168,7 +168,7 @@ class _Section:
 
 @dataclass(frozen=True)
 class _ComparedSection:
-    """Two reports of one graph, and what the template asks of them."""
+    """Two reports of one graph, and the values that the template reads."""
 
     number: int
     names: tuple[str, str]
@@ -193,7 +193,7 @@ class _ComparedSection:
 
 
 def diff_lines(diff: str) -> tuple[list[tuple[str, str]], int]:
-    """Lines of a diff with what they are, and how many more there are."""
+    """Lines of a diff with their kinds, and how many more lines there are."""
     lines = diff.splitlines()
     kinds = {"+": "added", "-": "removed", "@": "place"}
     return [(kinds.get(line[:1], ""), line) for line in lines[:_MOST_LINES]], max(

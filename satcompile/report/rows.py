@@ -1,4 +1,4 @@
-"""From a plan's nodes to a report's rows: names, sizes, and where in the model they come from."""
+"""Makes a report's rows from a plan's nodes: names, sizes, and their places in the model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from satcompile.torch_compat.symbols import size_hint
 
 
 def saved_rows(problem: PlanningProblem, plan: RetentionPlan) -> list[ValueRow]:
-    """What occupies memory between forward and backward (parameters and inputs do anyway)."""
+    """Values that occupy memory between forward and backward (parameters and inputs always do)."""
     nodes = [problem.storages[index] for index in plan.saved]
     return _sorted(_row(node, copies=1) for node in nodes if node.op == "call_function")
 
 
 def recomputed_rows(plan: RetentionPlan) -> list[ValueRow]:
-    """What the backward computes again; ``copies`` counts its computation in the forward too."""
+    """Values that the backward computes again; ``copies`` counts the forward's computation, too."""
     return _sorted(_row(node, copies=plan.times_computed[node]) for node in plan.recomputed)
 
 

@@ -1,4 +1,4 @@
-"""Reports that were saved as data, read back."""
+"""Reads reports that were saved as data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from satcompile.report.updates import SavedUpdates
 if TYPE_CHECKING:
     from satcompile.report.comparison import Comparison
 
-# Keys that are a graph report's fields as they stand.
+# Keys that are fields of a graph report, unchanged.
 _PLAIN = (
     "name", "budget_bytes", "reserve_bytes", "predicted_peak_bytes", "prediction", "saved_bytes",
     "forward_time_us", "recompute_time_us", "optimality_gap", "bound_kind", "beside_bytes",
@@ -27,10 +27,10 @@ _PLAIN = (
 
 
 def load_report(path: str | Path) -> Report:
-    """The report that ``Report.save("....json")`` wrote; its passes have no texts of graphs.
+    """Load a report that ``Report.save("....json")`` wrote; its passes have no texts of graphs.
 
     Raises:
-        FileError: it cannot be read, or holds no report.
+        FileError: the file cannot be read, or holds no report.
     """
     path = Path(path)
     try:
@@ -49,10 +49,10 @@ def load_report(path: str | Path) -> Report:
 
 
 def compare_files(before: str | Path, after: str | Path) -> Comparison:
-    """What changed from one saved report to another; each is called by its file's name.
+    """Compare two saved reports; each is called by its file's name.
 
     Raises:
-        FileError: one of them cannot be read, or holds no report.
+        FileError: one of the files cannot be read, or holds no report.
     """
     names = Path(before).stem, Path(after).stem
     if names[0] == names[1]:

@@ -1,4 +1,4 @@
-"""What a report says of sparse training: read off the masks whenever somebody looks."""
+"""Sparse training in a report, read off the masks at each access."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from satcompile.updates.sparsity.population import population_of
 
 @dataclass(frozen=True)
 class TiledRow:
-    """A parameter that is trained in tiles, as things are in the present step.
+    """A parameter that is trained in tiles, in the present step.
 
     Attributes:
         name: its path in the module.
-        shape: of the parameter; ``tile``: rows and columns of a tile.
-        tiles: how many there are.
-        trained_share: of its elements, in tiles that are trained.
-        forward_share: of its elements, in tiles that the forward uses.
-        gradient_flops: of its whole gradient.
-        skipped_flops: of a step, by gradient, forward and input's gradient, in this step.
+        shape: shape of the parameter; ``tile``: rows and columns of a tile.
+        tiles: number of tiles.
+        trained_share: share of its elements in tiles that are trained.
+        forward_share: share of its elements in tiles that the forward uses.
+        gradient_flops: FLOPs of its whole gradient.
+        skipped_flops: FLOPs that this step skips in gradient, forward and input's gradient.
         forward_dense: why its forward is dense although a sparse one was asked for.
     """
 
@@ -47,10 +47,10 @@ class DenseRow:
 
 
 class SparsityReport:
-    """Sparse training of one graph, in the present step of whoever called it last.
+    """Sparse training of one graph, in the present step of its latest caller.
 
     Attributes:
-        total_flops: of all matrix products and convolutions of a dense step.
+        total_flops: FLOPs of all matrix products and convolutions of a dense step.
     """
 
     def __init__(
@@ -64,20 +64,20 @@ class SparsityReport:
 
     @property
     def parameters(self) -> Sequence[TiledRow]:
-        """Those in tiles, in the graph's order."""
+        """Parameters in tiles, in the graph's order."""
         masks = self._latest()
         return [self._row(each, masks.get(slot)) for slot, each in self._found.tiled.items()]
 
     @property
     def dense(self) -> Sequence[DenseRow]:
-        """Those that are trained densely."""
+        """Parameters that are trained densely."""
         return [
             DenseRow(self._name(each.slot), each.shape, each.reason) for each in self._found.dense
         ]
 
     @property
     def density(self) -> float:
-        """Share of the elements in tiles that are trained."""
+        """Trained share of the elements of all parameters in tiles."""
         rows, grids = self.parameters, [each.grid for each in self._found.tiled.values()]
         elements = sum(grid.num_elements for grid in grids)
         active = sum(
@@ -100,13 +100,13 @@ class SparsityReport:
 
     @property
     def next_choice(self) -> int | None:
-        """The step, counted from 0, that scores all tiles and after which they are chosen anew."""
+        """The next step, counted from 0, that scores all tiles; they are chosen anew after it."""
         population = self._population()
         return None if population is None else population.next_choice
 
     @property
     def is_scoring(self) -> bool:
-        """Whether the present step is such a step."""
+        """Whether the present step scores all tiles."""
         return any(mask.is_scoring for mask in self._latest().values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class SparsityReport:
 
 @dataclass(frozen=True)
 class SavedSparsity:
-    """What a ``SparsityReport`` said when it was saved."""
+    """The content of a ``SparsityReport`` when it was saved."""
 
     step: int | None
     next_choice: int | None
@@ -165,7 +165,7 @@ class SavedSparsity:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SavedSparsity:
-        """What ``to_dict`` gave."""
+        """Read back the result of ``to_dict``."""
         tiled = [
             {**r, "shape": tuple(r["shape"]), "tile": tuple(r["tile"])} for r in data["parameters"]
         ]

@@ -1,7 +1,7 @@
 """Memory over a step, as data: what runs at each position, and what is alive there.
 
 Plain numbers and names, without torch. They come from the planner's own simulation of the step
-(``satcompile.solver``), so that the highest of them is the simulated peak.
+(``satcompile.solver``), so the most bytes alive are the simulated peak.
 """
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ from satcompile.solver.step import Phase, Step
 BOUNDARY = "incoming gradients"
 CONSTANT = "copies in another layout"
 
-# Of an operation: its time inside a kernel that exists anyway, and on top where it ends one.
+# An operation's time inside a kernel that exists anyway, and its extra time where it ends one.
 Price = tuple[float, float]
-# Of a storage: the name of its node, the module that made it, and the source line.
+# A storage's origin: the name of its node, the module that made it, and the source line.
 Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Something that is alive for a while.
+    """Memory that is alive over a range of positions.
 
     Attributes:
-        name: of the node in the joint graph that made it; of a workspace, its operation's.
-        num_bytes: of its storage.
+        name: name of the node in the joint graph that made it; for a workspace, its operation's.
+        num_bytes: bytes of its storage.
         first, last: positions at which it is alive, both included.
         kind: "saved" (crosses to the backward), "recomputed" (made again there), "gradient" (of a
             parameter or input), "output", "tangent" (an incoming gradient), "workspace",
-            "constant" (there from the first position to the last whatever the plan), or
-            "temporary".
+            "constant" (alive from the first position to the last with any plan), or "temporary".
         module: path of the module that made it, "" where unknown.
         source: "file:line" of the user's code, "" where unknown.
     """
@@ -59,17 +58,17 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A step, position by position: the forward's operations, a position between the two where
-    the incoming gradients are there (``BOUNDARY``), and the backward's operations.
+    """A step, position by position: the forward's operations, one position for the incoming
+    gradients (``BOUNDARY``), and the backward's operations.
 
     Attributes:
         labels: the operation's name.
         phases: "forward" or "backward".
-        times_us: how long it takes by the cost model; inside a kernel that a later position
-            ends, what it adds to that.
-        alive_bytes: the most that is alive while it runs, with what is resident.
-        allocations: of the step, in the order in which they are made.
-        base_bytes: resident, which is alive throughout and in no allocation.
+        times_us: the operation's time by the cost model; inside a kernel that a later position
+            ends, the time that it adds to the kernel.
+        alive_bytes: the most bytes alive while it runs, resident bytes included.
+        allocations: the step's allocations, in the order in which they are made.
+        base_bytes: resident bytes, which are alive throughout and in no allocation.
     """
 
     labels: tuple[str, ...]
@@ -85,7 +84,7 @@ class Timeline:
 
     @property
     def peak_position(self) -> int:
-        """The first at which that much is alive."""
+        """The first position at which ``peak_bytes`` are alive."""
         return self.alive_bytes.index(self.peak_bytes)
 
     @cached_property
@@ -93,7 +92,7 @@ class Timeline:
         return sorted(self.allocations, key=lambda each: -each.num_bytes)
 
     def alive_at(self, position: int, most: int = 8) -> list[Allocation]:
-        """The largest things alive at a position, ``most`` of them."""
+        """The largest allocations alive at a position, at most ``most`` of them."""
         found: list[Allocation] = []
         for each in self._by_size:
             if each.first <= position <= each.last:
@@ -103,7 +102,7 @@ class Timeline:
         return found
 
     def above(self, base_bytes: int) -> Timeline:
-        """The same with so much resident."""
+        """The same timeline with ``base_bytes`` resident."""
         more = base_bytes - self.base_bytes
         alive_bytes = tuple(each + more for each in self.alive_bytes)
         return replace(self, alive_bytes=alive_bytes, base_bytes=base_bytes)
@@ -120,7 +119,7 @@ class Timeline:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Timeline:
-        """What ``to_dict`` gave."""
+        """Read back the result of ``to_dict``."""
         return cls(
             tuple(data["labels"]),
             tuple(data["phases"]),
@@ -144,9 +143,9 @@ def timeline(
     Args:
         step: the joint graph in numbers.
         forward, backward: indices of operations, repeated in the backward for further copies.
-        saved: storages that cross from one to the other.
-        prices: of each operation of the step.
-        place_of: where a storage comes from, asked once a storage.
+        saved: storages that the forward saves for the backward.
+        prices: prices of each operation of the step.
+        place_of: gives a storage's origin; called once per storage.
     """
     saved = frozenset(saved)
     found = lifetimes(step, forward, backward, saved)
@@ -183,7 +182,7 @@ def timeline(
 
 @dataclass(frozen=True)
 class _Kinds:
-    """What a copy is, in a reader's words."""
+    """The kind of each copy, as ``Allocation`` names it."""
 
     step: Step
     saved: frozenset[int]

@@ -1,8 +1,8 @@
 """The planned step in the Chrome trace event format, which Perfetto and chrome://tracing open.
 
-Each graph is a process: its forward and its backward are threads with one slice an operation, as
-long as the cost model says, and its memory is counters. Torch's own plan is a process beside it.
-Nothing of it was measured; ``torch.profiler`` records what really ran, in the same format.
+Each graph is a process. Its forward and its backward are threads with one slice per operation, as
+long as the cost model says, and counters show its memory. Torch's own plan is another process.
+Nothing here is measured; ``torch.profiler`` records what really ran, in the same format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from satcompile.report.timeline import BOUNDARY, Timeline
 RECOMPUTED = "recomputed"  # the category of what the backward computes again
 RESIDENT = "resident"
 _THREADS = {"forward": 1, "backward": 2}
-_SHORTEST_NS = 1  # a view takes no time; of slices and counters at one moment viewers show one
+_SHORTEST_NS = 1  # views take no time, and viewers show one slice or counter per moment
 
 Event = dict[str, Any]
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Process:
-    """A step by one plan.
+    """A step with one plan, as a process of the trace.
 
     Attributes:
-        name: of the process.
-        timeline: of the step, with what is resident.
-        budget_bytes: None without one.
+        name: name of the process.
+        timeline: timeline of the step, resident bytes included.
+        budget_bytes: None without a budget.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Process:
     budget_bytes: int | None
 
     def events(self, number: int) -> Iterator[Event]:
-        """All of them, those with a time in the order of time.
+        """All events of the process; events with a time are in order of time.
 
         Args:
             number: tells processes of one trace apart.
@@ -82,7 +82,7 @@ class Process:
 
     @cached_property
     def _made(self) -> list[int]:
-        """Bytes that are allocated at each position."""
+        """Bytes allocated at each position."""
         made = [0] * len(self.timeline.labels)
         for each in self.timeline.allocations:
             made[each.first] += each.num_bytes
@@ -90,7 +90,7 @@ class Process:
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, str]]:
-        """Module and source of operations by name, as far as what they allocate tells."""
+        """Module and source of operations by name, where their allocations have them."""
         return {a.name: (a.module, a.source) for a in self.timeline.allocations if a.source}
 
     @cached_property
@@ -110,7 +110,7 @@ class Process:
 
     @cached_property
     def _by_kind(self) -> dict[str, list[int]]:
-        """Bytes alive at each position."""
+        """Bytes alive at each position, by kind."""
         length = len(self.timeline.labels)
         changes: dict[str, list[int]] = {}
         for each in self.timeline.allocations:
@@ -158,7 +158,7 @@ def step_trace(graphs: Sequence[GraphReport], with_default: bool = True) -> dict
 
     Args:
         graphs: reports with a timeline.
-        with_default: whether torch's own plan is there, too.
+        with_default: whether the trace has torch's own plan, too.
     """
     processes = []
     for graph in graphs:
@@ -169,7 +169,7 @@ def step_trace(graphs: Sequence[GraphReport], with_default: bool = True) -> dict
             name = f"{graph.name}, torch.compile's own plan"
             processes.append(Process(name, default, graph.budget_bytes))
     events = [event for n, process in enumerate(processes, 1) for event in process.events(n)]
-    # Python's sort is stable: of what happens at one time, each process keeps its order.
+    # Python's sort is stable: events at one time keep their order within a process.
     events.sort(key=lambda event: (event["ph"] != "M", event.get("ts", 0)))
     return {
         "traceEvents": events,
@@ -179,7 +179,7 @@ def step_trace(graphs: Sequence[GraphReport], with_default: bool = True) -> dict
 
 
 def _figures(graph: GraphReport) -> dict[str, Any]:
-    """What the counters are to be compared with."""
+    """Figures to compare the counters with."""
     assert graph.timeline is not None
     return {
         "name": graph.name,

@@ -1,8 +1,8 @@
-"""What a report says of fused updates: whose gradients the backward hands to their optimizer.
+"""Fused updates in a report: which gradients the backward hands to their optimizer.
 
-Read off the optimizers whenever somebody looks, for whoever called the graph last. What a backward
-may do is decided each time it runs (``satcompile.updates.optimizers.in_backward``): after the first one,
-the rows say what the latest one did.
+They are read off the optimizers at each access, for the graph's latest caller. Each run of a
+backward decides what it may do (``satcompile.updates.optimizers.in_backward``). After the first
+run, the rows say what the latest one did.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LatestCall:
     """The latest call of a graph.
 
     Attributes:
-        parameters: by position among the graph's inputs, those that are alive.
+        parameters: parameters that are alive, by position among the graph's inputs.
         withheld: by position, why a gradient was not offered to its optimizer.
     """
 
@@ -32,13 +32,13 @@ class LatestCall:
 
 @dataclass(frozen=True)
 class PlannedUpdates:
-    """What a graph's plan says of updates, by position among the graph's inputs.
+    """The updates in a graph's plan, by position among the graph's inputs.
 
     Attributes:
-        with_gradient: to which a gradient flows; None where positions are not known.
-        offered: whose gradients were to be handed to their optimizer.
-        consumed: whose gradients the backward hands over.
-        names: of parameters, where they are known.
+        with_gradient: inputs to which a gradient flows; None if positions are not known.
+        offered: inputs whose gradients were to be handed to their optimizer.
+        consumed: inputs whose gradients the backward hands over.
+        names: names of parameters, where they are known.
         is_disabled: whether the option ``disable_passes`` names the pass.
     """
 
@@ -55,11 +55,11 @@ class UpdateRow:
 
     Attributes:
         name: its path in the module.
-        shape: of the parameter.
-        num_bytes: of its gradient.
-        optimizer: torch's class of the fused optimizer that has it; "" where none has.
+        shape: shape of the parameter.
+        num_bytes: bytes of its gradient.
+        optimizer: torch's class of the fused optimizer that has it; "" if none has it.
         consumed: whether the backward hands the gradient over, so that it is never returned.
-        reason: why it is returned to autograd, and applied by ``step()``; "" if it is consumed.
+        reason: why it is returned to autograd and applied by ``step()``; "" if it is consumed.
     """
 
     name: str
@@ -75,14 +75,14 @@ class UpdateRow:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> UpdateRow:
-        """What ``to_dict`` gave."""
+        """Read back the result of ``to_dict``."""
         row = {**row, "shape": tuple(row["shape"]), "num_bytes": row["bytes"]}
         del row["bytes"]
         return cls(**row)
 
 
 class UpdateReport:
-    """Updates of the parameters of one graph, as things are now."""
+    """Updates of the parameters of one graph, as they are now."""
 
     def __init__(
         self,
@@ -100,12 +100,12 @@ class UpdateReport:
 
     @property
     def observed(self) -> bool:
-        """Whether a backward has run: before, ``consumed`` is what is planned."""
+        """Whether a backward has run; before that, ``consumed`` says what is planned."""
         return self._returned() is not None
 
     @property
     def parameters(self) -> Sequence[UpdateRow]:
-        """Those with a gradient, in the graph's order."""
+        """Parameters with a gradient, in the graph's order."""
         call, known = self._latest_call(), self._planned.with_gradient
         return [
             self._row(position, parameter, call.withheld)
@@ -125,8 +125,8 @@ class UpdateReport:
 
     @property
     def unplanned_bytes(self) -> int:
-        """Bytes of gradients that the latest backward returned although the plan has them consumed: the
-        predicted peak does not count them."""
+        """Bytes of gradients that the latest backward returned although the plan has them consumed.
+        The predicted peak does not count them."""
         parameters, returned = self._latest_call().parameters, self._returned() or {}
         return sum(_bytes_of(parameters[slot]) for slot in returned if slot in parameters)
 
@@ -178,7 +178,7 @@ class UpdateReport:
 
 @dataclass(frozen=True)
 class SavedUpdates:
-    """What an ``UpdateReport`` said when it was saved."""
+    """The content of an ``UpdateReport`` when it was saved."""
 
     observed: bool
     consumed_bytes: int
@@ -189,7 +189,7 @@ class SavedUpdates:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SavedUpdates:
-        """What ``to_dict`` gave."""
+        """Read back the result of ``to_dict``."""
         rows = [UpdateRow.from_dict(row) for row in data["parameters"]]
         return cls(**{**data, "parameters": rows})
 
@@ -200,7 +200,7 @@ class SavedUpdates:
 
 
 def _bytes_of(parameter: torch.Tensor) -> int:
-    """Its gradient's, too."""
+    """Bytes of a parameter, and of its gradient."""
     return parameter.numel() * parameter.element_size()
 
 

@@ -1,1 +1,1 @@
-"""What happens at each call: residency, the steps that calls make up, the choice of a plan."""
+"""The work at each call: residency, the steps that calls form, and the choice of a plan."""

@@ -1,12 +1,12 @@
 """Several graphs under one budget: how much each may keep for its backward.
 
 Each graph keeps the same share of what it could save, between the least that it can save and what
-torch's own plan does. At a share there are two plans to choose from: the one of least time, whose
-backward may be the peak of the step, and the one of the lowest peak. The largest share is taken at
-which the whole step fits by simulation; generated code has the last word.
+torch's own plan saves. At each share there are two plans to choose from: the fastest one, whose
+backward may be the peak of the step, and the one with the lowest peak. ``plan_together`` takes the
+largest share at which the whole step fits by simulation, and generated code decides.
 
-The floor of a step is no sum of floors: what a graph keeps is there while others run. So each
-offers several low plans, and of these a mix is taken whose step is low.
+The floor of a step is not the sum of its graphs' floors: memory that a graph keeps is alive while
+others run. So each graph offers several low plans, and a mix with a low step peak is taken.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from satcompile.runtime.steps import StepGraph
 from satcompile.solver.step import StepProfile
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
-_TRIES = 3  # of compilations, before the lowest plans are taken
-_MARGIN = 0.02  # the simulation is that close to generated code
+_TRIES = 3  # compilations before the lowest plans are taken
+_MARGIN = 0.02  # how close the simulation is to generated code
 _BEYOND = 1 << 60  # the peak of a plan whose code cannot be followed
 _UNKNOWN = Figures(_BEYOND, _BEYOND, _BEYOND, 0, 0)
 
 _T = TypeVar("_T")
-_Choice = dict[int, int]  # by a graph's identity, the number of the plan that it takes
+_Choice = dict[int, int]  # the number of the plan that a graph takes, by its identity
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def plan_together(
     """Give every graph a plan, so that the step of these calls fits ``limit_bytes``.
 
     Args:
-        graphs: of each call, in the order of their forwards; one may stand
+        graphs: the graph of each call, in the order of their forwards; a graph may occur
             several times, and has one plan for all of its calls.
-        sizes, residencies: of each call.
-        limit_bytes: for the whole step, with what is resident.
+        sizes, residencies: those of each call.
+        limit_bytes: limit of the whole step, resident bytes included.
 
     Returns:
-        The shares as generated; those of the lowest step found, which is not compiled, where
-        nothing fits.
+        The shares by generated code. If nothing fits, those of the lowest step found, which is
+        not compiled.
 
     Raises:
         UnsupportedError: the code of a graph cannot be followed.
@@ -79,7 +79,7 @@ def plan_together(
 
 
 def _refuse_unreadable(graphs: Sequence[StepGraph]) -> None:
-    """What a graph holds while the others run is known by its code alone."""
+    """Refuse unreadable code: only code says what a graph holds while the others run."""
     for graph in graphs:
         made = graph.plans[0].generated
         if made.walk is None:
@@ -108,15 +108,15 @@ class _Calls:
         return Together([Share(r, each) for r, each in zip(self.residencies, figures, strict=True)])
 
     def chosen(self, choice: _Choice, offers: Sequence[Sequence[_T]]) -> list[_T]:
-        """What the calls take of what each is offered."""
+        """The offer that each call takes, by the choice of its graph."""
         return [offer[choice[id(graph)]] for graph, offer in zip(self.graphs, offers, strict=True)]
 
     def lowest_mix(self, offers: Sequence[Sequence[Figures]]) -> _Choice:
-        """A choice for a low step: from the best one in which all graphs take the plan of the same
-        number, each in turn takes what lowers the peak most, until none does.
+        """A choice with a low step peak. From the best choice in which all graphs take the plan of
+        the same number, each graph in turn takes what lowers the peak most, until none does.
 
         Args:
-            offers: for each call, what it comes to by each of its graph's plans.
+            offers: for each call, its figures with each of its graph's plans.
         """
 
         def lowness(choice: _Choice) -> tuple[int, int]:
@@ -136,12 +136,12 @@ class _Calls:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a step may be planned, simulated: a plan for each of its calls.
+    """A possible plan of a step, simulated: a plan for each of its calls.
 
     Attributes:
         together: the step.
-        profiles: of the calls' plans.
-        time_us: that the plans add.
+        profiles: profiles of the calls' plans.
+        time_us: time that the plans add.
     """
 
     together: Together
@@ -154,7 +154,7 @@ class _Way:
 
 
 def _ways(calls: _Calls) -> Iterator[_Way]:
-    """All graphs at the same share, by either plan, and the mix of these that is lowest."""
+    """Ways with all graphs at the same share and the same kind of plan, then the lowest mix."""
     kinds = [(share, is_low) for share in _LADDER for is_low in (False, True)]
     all_made = [graph.plans[0].generated for graph in calls.graphs]
     plans = [[_at_share(made, *kind) for kind in kinds] for made in all_made]
@@ -182,7 +182,7 @@ def _at_share(made: Generated, share_of_room: float, is_low: bool) -> tuple[Step
 
 
 def _figures(made: Generated, profile: StepProfile) -> Figures:
-    """What a call comes to by simulation."""
+    """A call's figures by simulation."""
     assert made.walk is not None
     return replace(
         made.walk.figures,
@@ -193,8 +193,8 @@ def _figures(made: Generated, profile: StepProfile) -> Figures:
 
 
 def _generate(calls: _Calls, way: _Way, limit_bytes: int) -> Together | None:
-    """Compiled plans, each for the room that the way leaves it; None where the code of one does not
-    fit into that."""
+    """Compile a plan for each graph, within the room that the way leaves it; None if the code of
+    one does not fit."""
     plans: dict[int, Planned] = {}
     for key, position in calls.distinct.items():
         graph = calls.graphs[position]
@@ -221,11 +221,11 @@ def _room_beside(calls: _Calls, way: _Way, position: int, limit_bytes: int) -> R
 
 
 def _floor(calls: _Calls, lowest: _Way, limit_bytes: int) -> Together:
-    """The lowest step found by generated code, from low plans of each graph, which do not depend
-    on the limit. It is compiled if it fits.
+    """The lowest step found by generated code, from low plans of each graph. These do not depend on
+    the limit. The step is compiled if it fits.
 
     Args:
-        lowest: of the simulated ways.
+        lowest: the lowest of the simulated ways.
     """
     low: dict[int, list[Planned]] = {}
     for key, k in calls.distinct.items():
@@ -233,7 +233,7 @@ def _floor(calls: _Calls, lowest: _Way, limit_bytes: int) -> Together:
         low[key] = calls.graphs[k].compilation.low_plans(
             calls.sizes[k], profile.peak_bytes, profile.saved_bytes
         )
-    # Lists of unequal length: the last stands for those that are missing.
+    # The lists differ in length: the last plan fills the shorter ones.
     most = max(len(plans) for plans in low.values())
     low = {key: [*plans, *([plans[-1]] * (most - len(plans)))] for key, plans in low.items()}
     offers = [
@@ -258,8 +258,7 @@ def _floor(calls: _Calls, lowest: _Way, limit_bytes: int) -> Together:
 
 
 def _in_use(calls: _Calls, plans: dict[int, Planned]) -> Together | None:
-    """Have every graph run by its plan; None where the code of one cannot be followed at the sizes of
-    a call."""
+    """Make every graph run its plan; None if one's code cannot be followed at a call's sizes."""
     figures = []
     for graph, of in zip(calls.graphs, calls.sizes, strict=True):
         found = plans[id(graph)].figures_at(graph.compilation.symbols, of)

@@ -1,9 +1,9 @@
 """A compiled graph as Dynamo calls it: with each call's tensors, within the budget.
 
-What a plan was made for may change while training goes on: sizes grow, gradients are left
-set, an optimizer appears, other graphs hold memory. Each call is looked at before it
-allocates anything. While nothing changed, that is a lookup; otherwise another plan that fits
-is taken, or a new one made, or a ``BudgetError`` raised.
+The conditions that a plan was made for may change during training: sizes grow, gradients stay
+set, an optimizer appears, other graphs hold memory. The graph checks each call before the call
+allocates anything. While nothing has changed, the check is a lookup. Otherwise the graph takes
+another plan that fits, makes a new one, or raises a ``BudgetError``.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ from satcompile.updates.sparsity.scores import map_bytes
 
 log = logging.getLogger("satcompile")
 
-_MOST_CHOICES = 1_000  # remembered; sizes that never come again would pile up
+_MOST_CHOICES = 1_000  # entries kept; sizes that never recur would pile up
 
 
 @dataclass
 class _Choice:
-    """What was decided for a call, to be found again while nothing has changed."""
+    """The decision for a call, reused while nothing has changed."""
 
     plan: PlanInUse
     figures: Callable[[], Figures | None] | None = None
@@ -75,11 +75,11 @@ class _Choice:
 
     @cached_property
     def report(self) -> GraphReport | None:
-        """Made when somebody asks: there may be thousands of choices."""
+        """The report, made on demand: there may be thousands of choices."""
         return None if self.make_report is None else self.make_report(self)
 
     def share(self) -> Share | None:
-        """Made where the step has other calls."""
+        """The call's share of its step, made on demand: a step with other calls needs it."""
         if self._share is None and self.figures is not None and self.residency is not None:
             figures = self.figures()
             self._share = None if figures is None else Share(self.residency, figures)
@@ -88,12 +88,12 @@ class _Choice:
 
 @dataclass
 class _Place:
-    """A graph's place in a step, with what of its surroundings stays from step to step.
+    """A graph's place in a step, with the surroundings that stay the same from step to step.
 
     Attributes:
-        residency: but for the inputs.
-        counted: what that counts.
-        latest: what was decided here last, and for what.
+        residency: memory that is resident there, without the inputs.
+        counted: storages and parameters that ``residency`` counts.
+        latest: the key and the choice of the latest decision here.
     """
 
     residency: Residency
@@ -138,7 +138,7 @@ class UnlimitedGraph:
                     self._record.name,
                 )
                 self._choices[updates] = self._choices[min(self._choices, key=len)]
-                return self._choices[updates]  # exact: what is not handed over is returned
+                return self._choices[updates]  # exact: other gradients are returned
             compilation = self._compilation.with_updates(updates)
             plan = PlanInUse(compilation.without_budget(example_inputs))
             self._choices[updates] = choice = _Choice(plan)
@@ -188,8 +188,8 @@ class BoundGraph:
         OPTIMIZERS.watch()
 
     def is_counted_with(self, other: StepGraph) -> bool:
-        """Whether both are under one budget: of one code, or given the same one for a device. A model
-        with a budget of its own is another's ``reserve``."""
+        """Whether both graphs are under one budget: they are of one code, or have the same budget
+        for one device. A model with a budget of its own is part of another's ``reserve``."""
         if self is other:
             return True
         ours, theirs = self.compilation, other.compilation
@@ -213,7 +213,7 @@ class BoundGraph:
             before, after = call.before(), call.after()
             return self._choose(call, inputs, residency, before, after, inputs).plan
         finally:
-            STEPS.failed(call)  # it runs, and is counted, when Dynamo calls us
+            STEPS.failed(call)  # the call runs, and is counted, when Dynamo calls us
 
     def __call__(self, *args: Any) -> Any:
         trained = [args[position] for position in self._trained]
@@ -233,7 +233,7 @@ class BoundGraph:
             self.record.decided = choice
             self.record.observe(args)
             results = choice.plan.forward(*args)
-        except BaseException:  # an interrupt, too, leaves nothing that this call would hold
+        except BaseException:  # after an interrupt, too, this call holds nothing
             STEPS.failed(call)
             raise
         STEPS.opened(call, results)
@@ -241,14 +241,14 @@ class BoundGraph:
         return results
 
     def _instance(self, trained: Sequence[torch.Tensor]) -> tuple[int, ...]:
-        """Whose forward this is: a parameter in front and one at the end tell instances apart."""
+        """Key of the instance that is called: its first and last parameter tell instances apart."""
         return (self._number, id(trained[0]), id(trained[-1])) if trained else (self._number,)
 
     def _alone_as_before(
         self, args: Sequence[Any], trained: Sequence[torch.Tensor], who: tuple[int, ...]
     ) -> Alone | None:
-        """The call, where no other is under way and it was decided before what such a one runs: the
-        way of most calls, in a third of the time. None for any that needs a closer look."""
+        """The call, if no other is under way and an earlier decision applies to it; else None. Most
+        calls take this way, in a third of the time."""
         if not STEPS.is_idle() or self.last_step is not None:
             return None
         place = self._places.get((who, 0, gradient_bytes(trained), OPTIMIZERS.version))
@@ -262,7 +262,7 @@ class BoundGraph:
         storages = [tensor.untyped_storage() for tensor in inputs]
         addresses = {storage_address(storage) for storage in storages}
         if len(addresses) < len(inputs) or not place.counted.isdisjoint(addresses):
-            return None  # some are one memory
+            return None  # some share memory
         input_bytes = sum([storage.nbytes() for storage in storages])
         key = (sizes, input_bytes, place.residency, NO_CALLS, NO_CALLS, self._offered(args))
         if place.latest is not None and place.latest[0] == key:
@@ -291,7 +291,7 @@ class BoundGraph:
         input_bytes = sum([step.new_bytes(tensor) for tensor in inputs])
         call.borrowed_bytes = step.borrowed_bytes - borrowed_bytes
         lasting = call.lasting
-        # A share is of each graph's own default, which knows nothing of its neighbours.
+        # A share is of each graph's own default, which does not depend on other graphs.
         if self._asked.share is None and comes_from_eager(inputs):
             outside = step.outside_of(inputs)
             input_bytes += outside.inputs
@@ -299,7 +299,7 @@ class BoundGraph:
             self._tell_of_eager(outside)
         updates = self._offered(args)
         before, after = call.before(), call.after()
-        # What lasts is known by its figures: the same bytes of another call are as good.
+        # Lasting memory enters the key by its bytes: another call with the same bytes is as good.
         key = (call.sizes, input_bytes, lasting, before, after, updates)
         if place.latest is not None and place.latest[0] == key:  # cheaper than a hash
             return place.latest[1]
@@ -312,7 +312,7 @@ class BoundGraph:
         return self._choices[key]
 
     def _tell_of_eager(self, outside: Residency) -> None:
-        """Once a graph: no plan has a say in it."""
+        """Warn, once per graph, of memory that eager code holds: no plan controls it."""
         if self._told_of_eager or not outside.total_bytes:
             return
         self._told_of_eager = True
@@ -327,14 +327,14 @@ class BoundGraph:
         )
 
     def _new_place(self, call: Call, args: Sequence[Any], gradients: int) -> _Place:
-        """With what is resident there, which is others only if something happened."""
+        """Make a place with what is resident there, which stays the same until the key changes."""
         if len(self._places) >= _MOST_CHOICES:
             self._places.clear()
         counted = call.step.counted
         known = set(counted)
         stays = [a for i, a in enumerate(args) if i not in set(self._passing)]
         found = measure_residency(stays, known)
-        # Torch marks what lasts when it compiles, in the instance for which it does.
+        # Torch marks lasting tensors when it compiles, in the instance that it compiles for.
         residency = replace(found, parameters=found.parameters + found.inputs, inputs=0)
         if not call.is_repeated:
             residency += self._maps_of([args[position] for position in self._trained])
@@ -343,14 +343,14 @@ class BoundGraph:
         return place
 
     def _maps_of(self, trained: Sequence[torch.Tensor]) -> Residency:
-        """What is kept of sparse training besides the optimizer's own state."""
+        """Memory that sparse training keeps besides the optimizer's own state."""
         sparsity = self.compilation.options.sparsity
         if sparsity is None:
             return Residency()
         return Residency(optimizer_state=map_bytes(sparsity.score, trained, sparsity.block))
 
     def _offered(self, args: Sequence[Any]) -> frozenset[int]:
-        """Gradients that the backward may hand to their optimizer; from now on planned for."""
+        """Inputs whose gradients the backward may hand over; plan for these from now on."""
         offer = BACKWARD_UPDATES.offer(args, self._trained)
         self.record.withheld = offer.withheld
         if offer.positions != self.compilation.updates:
@@ -358,7 +358,7 @@ class BoundGraph:
         return offer.positions
 
     def _switch_to(self, updates: frozenset[int]) -> None:
-        """From now on plan for backwards that hand over the gradients of these inputs."""
+        """Plan from now on for backwards that hand over the gradients of these inputs."""
         if updates not in self._variants:
             self._variants[updates] = self.compilation.with_updates(updates)
         self.compilation = self._variants[updates]
@@ -399,7 +399,7 @@ class BoundGraph:
         return choice
 
     def _plan_that_holds(self, room: Room, sizes: Sizes) -> PlanInUse | None:
-        """The fastest one; None without any."""
+        """The fastest plan that holds; None if none does."""
         return next((p for p in self.plans if self._holds(p, room, sizes)), None)
 
     def _holds(self, plan: PlanInUse, room: Room, sizes: Sizes) -> bool:
@@ -420,12 +420,12 @@ class BoundGraph:
         residency: Residency,
         example_inputs: Sequence[Any] | None,
     ) -> int | None:
-        # What was free is asked once, before we take it; a share is of the default's peak at
-        # these sizes.
+        # Free memory is read once, before we take it. A share is of the default's peak at these
+        # sizes.
         key = sizes if self._asked.share is not None else ()
         if key not in self._budgets:
             if self._asked.auto:
-                # What is still to come, of the resident, must find room in what is free.
+                # Resident memory that does not exist yet must fit into the free memory.
                 trained = [args[position] for position in self._trained]
                 state_bytes = OPTIMIZERS.existing_bytes(trained)
                 residency = replace(residency, optimizer_state=state_bytes, workspaces=0)
@@ -437,9 +437,9 @@ class BoundGraph:
     def _another_plan(
         self, call: Call, room: Room, beside: Beside, example_inputs: Sequence[Any] | None
     ) -> tuple[PlanInUse, Room, Beside]:
-        """A plan for what none fits, and the room as it is with it. Of a small batch, whose peak is its
-        gradients, no plan may be within a share of the default's: it gets as much as a larger one
-        was granted before, so that no run ends at the last batch of its data."""
+        """A plan for a call that no known plan fits, and the room with it. For a small batch, whose
+        peak is its gradients, there may be no plan within a share of the default's peak. It then
+        gets what a larger one was granted, so that no run ends at the last batch of its data."""
         try:
             return self._plan(call, room, beside, example_inputs)
         except BudgetError:
@@ -457,7 +457,7 @@ class BoundGraph:
     def _plan(
         self, call: Call, room: Room, beside: Beside, example_inputs: Sequence[Any] | None
     ) -> tuple[PlanInUse, Room, Beside]:
-        """Another plan, and the room as it is with it."""
+        """Make another plan; return it with the room and the other calls as they then are."""
         if example_inputs is None:
             self._announce(call, room)
         if beside.later and call.position == 0:
@@ -478,8 +478,8 @@ class BoundGraph:
         return plan, room, beside
 
     def _check_whole_step(self, call: Call, room: Room, planned: Planned) -> None:
-        """Calls that are planned already may not fit beside a new plan, though it fits beside
-        them: their backwards run while its gradients are there."""
+        """Check calls that are planned already. They may not fit beside the new plan although it
+        fits beside them: their backwards run while its gradients exist."""
         figures = planned.figures_at(self.compilation.symbols, call.sizes)
         if figures is None:
             return
@@ -498,7 +498,7 @@ class BoundGraph:
     def _plan_whole_step(
         self, call: Call, room: Room, beside: Beside
     ) -> tuple[PlanInUse, Room, Beside]:
-        """All graphs of the step that this call begins, so that the whole fits."""
+        """Plan all graphs of the step that this call begins, so that the whole step fits."""
         last = call.last_step
         assert last is not None
         graphs = [call.graph, *(other.graph for other in last.calls[1:])]
@@ -558,13 +558,13 @@ class BoundGraph:
         )  # fmt: skip
 
     def _add(self, planned: Planned) -> PlanInUse:
-        """Another plan to choose from; the fastest that fits is taken."""
+        """Add a plan to choose from; calls take the fastest that fits."""
         plan = PlanInUse(planned, partial(STEPS.backward_begins, self))
         self.plans = plans_by_speed([*self.plans, plan])
         return plan
 
     def replace_plans(self, planned: Planned) -> None:
-        """The only plan from now on."""
+        """Make ``planned`` the only plan from now on."""
         self.plans = []
         self._choices.clear()
         self._places.clear()
@@ -594,13 +594,13 @@ class BoundGraph:
         return report
 
     def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
-        """What a call would add to its step by torch's own plan."""
+        """The share that a call would add to its step with torch's own plan."""
         walk = self.compilation.default_walk(sizes, self.plans[0].generated)
         return None if walk is None else Share(residency, walk.figures)
 
 
 def _default_of_whole_step(call: Call, residency: Residency, beside: Beside) -> tuple[int, str]:
-    """Bytes allocated at the peak of a step of which every graph has torch's own plan."""
+    """Bytes allocated at the peak of a step whose graphs all have torch's own plan."""
     last = call.last_step
     calls = [*call.step.calls[: call.position], call]
     calls += last.calls[call.position + 1 :] if last is not None else []
@@ -616,7 +616,7 @@ def _default_of_whole_step(call: Call, residency: Residency, beside: Beside) -> 
 
 
 def _count_whole_step(report: GraphReport, shares: Sequence[Share], position: int) -> None:
-    """Where a step has several graphs, its report speaks of the step."""
+    """Make the report of one of several graphs describe the whole step."""
     own_bytes = report.predicted_peak_bytes - report.resident_bytes
     report.resident = {
         kind: sum(getattr(share.residency, kind) for share in shares)
@@ -624,7 +624,7 @@ def _count_whole_step(report: GraphReport, shares: Sequence[Share], position: in
         if kind != "inputs"
     } | {"inputs": shares[0].residency.inputs}
     report.predicted_peak_bytes = step_peak_bytes(shares)
-    report._simulated_default_bytes = None  # of this graph alone
+    report._simulated_default_bytes = None  # it covers this graph alone
     report.beside_bytes = max(0, report.predicted_peak_bytes - report.resident_bytes - own_bytes)
     report.notes.append(
         f"graph {position + 1} of a step of {len(shares)} compiled graphs (graph breaks): resident, "

@@ -1,4 +1,4 @@
-"""A graph's report, made of what its compilation found out."""
+"""Makes a graph's report from the results of its compilation."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def graph_report(
     floor: Callable[[], int],
     latest_call: Callable[[], LatestCall] | None = None,
 ) -> GraphReport:
-    """What was decided for a graph.
+    """Report what was decided for a graph.
 
     Args:
-        name: of the graph.
+        name: the graph's name.
         in_use: the plan that runs.
-        walk: allocations of its code at the sizes in question; None where that is unreadable.
-        residency: what is alive before the graph's step.
-        budget_bytes: what was asked, as a number; None without a budget.
-        default: bytes that a step of torch's own plan allocates, and how that is known; called
-            when somebody asks.
-        floor: bytes that a step of the lowest plan allocates; called when somebody asks.
-        latest_call: what the graph was called with last; None for one that is never called.
+        walk: allocations of its code at the sizes in question; None if the code is unreadable.
+        residency: memory that is alive before the graph's step.
+        budget_bytes: the budget as a number; None without a budget.
+        default: gives the bytes that a step of torch's own plan allocates, and how they are
+            known; called on demand.
+        floor: gives the bytes that a step of the lowest plan allocates; called on demand.
+        latest_call: gives the graph's latest call; None for a graph that is never called.
     """
     made = in_use.generated
     graphs, options = made.graphs, made.request.options
@@ -101,7 +101,7 @@ def _update_report(in_use: PlanInUse, latest_call: Callable[[], LatestCall]) -> 
 
 
 def _of_checkpoint_regions(graphs: PlannedGraphs) -> list[str]:
-    """What the model's own ``torch.utils.checkpoint`` costs."""
+    """Notes on what the model's own ``torch.utils.checkpoint`` costs."""
     plan, problem = graphs.plan, graphs.problem
     if graphs.regions_forgotten:
         return [

@@ -1,8 +1,9 @@
-"""What is told of a plan when it is made, in torch's own channels.
+"""Messages about a new plan, in torch's own channels.
 
 The log ``satcompile`` gets a line at INFO, which ``TORCH_LOGS=satcompile`` shows (with a plus in
-front, passes and rounds at DEBUG, too). Torch's structured trace (``TORCH_TRACE``) gets the report
-and the graphs, or why there is no plan, as files that tlparse lists under the id of the compilation.
+front, also passes and rounds at DEBUG). Torch's structured trace (``TORCH_TRACE``) gets the report
+and the graphs, or the reason for having no plan, as files. tlparse lists them under the
+compilation's id.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from satcompile.torch_compat.tracing import is_tracing, trace_artifact
 
 log = logging.getLogger("satcompile")
 
-REFUSED = ("budget_bytes", "floor_bytes", "floor_op", "breakdown")  # of the error, in the trace
+REFUSED = ("budget_bytes", "floor_bytes", "floor_op", "breakdown")  # of the error, as traced
 
 
 def tell(plan: PlanInUse, compilation: Compilation, make_report: Callable[[], GraphReport]) -> None:
-    """Say what was decided, once for each plan. The report is made if somebody listens, and
+    """Log and trace a plan, once. The report is made only if the log or the trace is on, and
     nothing is planned or generated for it."""
     if plan.is_told:
         return
@@ -44,7 +45,7 @@ def tell(plan: PlanInUse, compilation: Compilation, make_report: Callable[[], Gr
 
 @contextmanager
 def refusals(compilation: Compilation) -> Iterator[None]:
-    """Say of a budget that no plan keeps what its error says."""
+    """Log and trace the error for a budget that no plan keeps."""
     try:
         yield
     except BudgetError as error:

@@ -1,10 +1,10 @@
-"""Every optimizer of the process, and what its state takes, known by being told.
+"""Every optimizer of the process, and the bytes of its state, known by notification.
 
-Optimizers are made before and after us, by users and by trainers. Those from before are found by
-one search, when somebody first asks; the others tell: when they are given parameters (each is,
-when it is made), when a state is put into them (``load_state_dict``, copies, unpickling), and when
-they have taken a step, by which their state may have grown. One that is gone tells, too. Bytes are
-added up when they are asked for and something was told, never in between.
+Users and trainers make optimizers before and after us. One search, at the first request, finds
+those from before. Later ones notify us when they get parameters (each does when it is made), when
+a state is loaded into them (``load_state_dict``, copies, unpickling), and when they have taken a
+step, which may have grown their state. An optimizer that is freed notifies us, too. Bytes are added
+up on request, and only if a notification came since.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from satcompile.torch_compat.tensors import fake_tensor_mode
 
 @dataclass
 class _Known:
-    """An optimizer, and how much there was in it when its state was added up; None before."""
+    """An optimizer, and its ``_entries`` when its state was last added up; None before."""
 
     reference: weakref.ReferenceType[torch.optim.Optimizer]
     entries: tuple[int, ...] | None = None
@@ -34,13 +34,13 @@ class _Known:
 
 @dataclass
 class _State:
-    """The state of one parameter: bytes, and the class of the optimizer whose state has none to predict."""
+    """The state of one parameter: bytes, and the optimizer class whose state is unpredictable."""
 
     num_bytes: int = 0
     unpredictable: str = ""
 
 
-_Held = tuple["weakref.ReferenceType[torch.optim.Optimizer]", int]  # by which of its groups
+_Held = tuple["weakref.ReferenceType[torch.optim.Optimizer]", int]  # and its group's number
 
 
 class KnownOptimizers:
@@ -49,19 +49,19 @@ class KnownOptimizers:
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
         self._holders: dict[int, list[_Held]] = {}  # by the parameter's id
-        self._found: dict[int, _State] = {}  # of those that somebody has asked for
+        self._found: dict[int, _State] = {}  # of parameters that were asked for
         self._is_watching = self._is_stale = False
         self._version = 0
 
     def watch(self) -> None:
-        """From now on be told; of those that are there already, know."""
+        """Get notifications from now on, and find the optimizers that exist already."""
         if self._is_watching:
             return
         self._is_watching = True
         watch_optimizers_given(self._tell)
         register_optimizer_step_post_hook(lambda optimizer, args, kwargs: self._stepped(optimizer))
         for found in gc.get_objects():
-            if issubclass(type(found), torch.optim.Optimizer):  # no isinstance: proxies would run
+            if issubclass(type(found), torch.optim.Optimizer):  # isinstance would run proxies
                 self._tell(found)
 
     def alive(self) -> list[torch.optim.Optimizer]:
@@ -71,13 +71,13 @@ class KnownOptimizers:
 
     @property
     def version(self) -> int:
-        """Another one when the state of a parameter that was asked for takes other bytes."""
+        """A number that changes when the state bytes of a parameter that was asked for change."""
         if self._is_stale or not self._is_watching:
             self._look_again()
         return self._version
 
     def state_bytes(self, parameters: Iterable[torch.Tensor]) -> tuple[int, tuple[str, ...]]:
-        """Bytes of the state for these parameters; and notes on what could not be predicted."""
+        """Bytes of the state for these parameters, and notes on state that is unpredictable."""
         _ = self.version
         total, unpredictable = 0, ""
         for parameter in parameters:
@@ -94,7 +94,7 @@ class KnownOptimizers:
         )
 
     def existing_bytes(self, parameters: Iterable[torch.Tensor]) -> int:
-        """Bytes of the state for these parameters that is there already."""
+        """Bytes of the state that exists already for these parameters."""
         states = [
             optimizer.state.get(parameter) for parameter in parameters for optimizer in self.alive()
         ]
@@ -104,7 +104,7 @@ class KnownOptimizers:
     # -- being told ------------------------------------------------------------------------
 
     def _tell(self, optimizer: torch.optim.Optimizer) -> None:
-        """There is an optimizer, or there is more in it than before."""
+        """Note that an optimizer exists, or that it holds more than before."""
         if not _has_state_of_its_own(optimizer):
             return
         known = self._known.get(id(optimizer))
@@ -116,7 +116,7 @@ class KnownOptimizers:
 
     def _forget(self, number: int, reference: Any) -> None:
         known = self._known.get(number)
-        if known is not None and known.reference is reference:  # an id may be given again
+        if known is not None and known.reference is reference:  # ids are reused
             del self._known[number]
             self._is_stale = True
 
@@ -141,7 +141,7 @@ class KnownOptimizers:
                     self._holders.setdefault(id(parameter), []).append((known.reference, number))
                     if id(parameter) in self._found:
                         asked.append(parameter)
-        # Those that nobody holds stay, at nothing: their optimizer may be made after the question.
+        # Parameters that no optimizer holds stay, at 0 bytes: theirs may be made later.
         found = {number: _State() for number in self._found}
         found.update({id(parameter): self._state_of(parameter) for parameter in asked})
         if found != self._found:
@@ -163,15 +163,15 @@ class KnownOptimizers:
 
 
 def _has_state_of_its_own(optimizer: torch.optim.Optimizer) -> bool:
-    """Not so the wrapper that accelerate, and so the Hugging Face Trainer, puts around an
-    optimizer: a subclass whose state and groups are properties, those of the wrapped one, which
-    is alive, too. Counting both would be twice; a step on fake tensors would be the real one's."""
+    """False for the wrapper that accelerate, and so the Hugging Face Trainer, puts around an
+    optimizer: its state and groups are properties, those of the wrapped one, which is alive, too.
+    Counting both would count twice; a step on fake tensors would be a step of the real one."""
     return {"state", "param_groups"} <= vars(optimizer).keys()
 
 
 def _entries(optimizer: torch.optim.Optimizer) -> tuple[int, ...]:
-    """How much there is in an optimizer, without asking tensors: parameters, entries of its state,
-    and what lies in those entries that are lists (of LBFGS, which grow)."""
+    """How much an optimizer holds, without looking at tensors: counts of parameters, of state
+    entries, and of items in entries that are lists (those of LBFGS grow)."""
     states = [state for state in optimizer.state.values() if isinstance(state, dict)]
     values = (value for state in states for value in state.values())
     listed = sum(len(value) for value in values if type(value) in (list, tuple, dict))
@@ -190,7 +190,7 @@ def _state_bytes_of(
 
 def _bytes_in(value: Any) -> int:
     if type(value) is torch.Tensor and value.layout == torch.strided:
-        return int(value.nbytes)  # the rest is much slower
+        return int(value.nbytes)  # the general way is much slower
     return storage_bytes(value)
 
 
@@ -200,7 +200,7 @@ _predictions: dict[Any, int | None] = {}
 def predict_state_bytes(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.Tensor
 ) -> int | None:
-    """Bytes of state after a first step, by taking that step on fake tensors."""
+    """Bytes of state after a first step, predicted by a step on fake tensors."""
     settings = {key: value for key, value in group.items() if key != "params"}
     key = (type(optimizer), repr(sorted(settings.items(), key=lambda item: item[0])),
            tuple(parameter.shape), parameter.dtype)  # fmt: skip
@@ -219,8 +219,8 @@ def _step_on_fake(
             )
         )
         fake.grad = torch.empty_like(fake)
-        torch_class = getattr(optimizer, "torch_class", type(optimizer))  # of a fused one
-        twin = torch_class.__new__(torch_class)  # not a copy, which a fused one would enlist
+        torch_class = getattr(optimizer, "torch_class", type(optimizer))  # of a fused optimizer
+        twin = torch_class.__new__(torch_class)  # not a copy: a fused one would register it
         twin.__dict__ = dict(optimizer.__dict__)
         twin.state = type(optimizer.state)(dict)
         plain = {**settings, "fused": None, "foreach": False, "capturable": False}
@@ -230,8 +230,8 @@ def _step_on_fake(
         try:
             inspect.unwrap(torch_class.step)(twin)  # without hooks, profiling, gradients
         except Exception:
-            # Any optimizer may come along, with any code in its step. Not predictable is an
-            # answer, which the report shows; it is not a reason to stop the training.
+            # An optimizer's step may run any code. "Not predictable" is an answer, which the
+            # report shows; it is not a reason to stop the training.
             return None
         return sum(storage_bytes(value) for value in twin.state[fake].values())
 

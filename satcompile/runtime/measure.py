@@ -1,12 +1,12 @@
-"""Peaks as they are: what a call really allocates, byte for byte.
+"""Measured peaks: what a call really allocates, to the byte.
 
 On the CPU the profiler reports every allocation and free of torch's allocator; on CUDA the
 caching allocator keeps the counters itself. Neither is an estimate.
 
-A GPU's allocator has three numbers. *Requested* is what tensors ask for, to the byte; it is what a
-plan knows and what ``measure_peak`` returns. *Allocated* is what they get: multiples of 512 bytes,
-and the rest of a cached block that is too small to be split off. *Reserved* is what the allocator
-took from the driver, gaps between blocks included.
+A GPU's allocator has three numbers. *Requested* is what tensors ask for, to the byte; plans know
+this number, and ``measure_peak`` returns it. *Allocated* is what tensors get: multiples of 512
+bytes, and the rest of a cached block if it is too small to be split off. *Reserved* is what the
+allocator took from the driver, gaps between blocks included.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def measure_peak(fn: Callable[[], Any], device: torch.device | str | None = None
     """Peak bytes that ``fn()`` allocates beyond what was alive when it began.
 
     Args:
-        fn: what to run, once. Run it once before (a first call compiles, and compilation
-            allocates too). For a training step let it do forward and backward, keep its
-            output bound until it returns, and clear no gradients inside.
-        device: where to look; by default CUDA where it is available and in use, else the CPU.
+        fn: function to measure; it runs once. Run it once before (a first call compiles, and
+            compilation allocates, too). For a training step let it do forward and backward, keep
+            its output bound until it returns, and clear no gradients inside.
+        device: device to measure; by default CUDA if it is available and in use, else the CPU.
 
     Returns:
-        Bytes; on CUDA of what is requested. ``resident_bytes + measure_peak(step)`` is what a
-        report's ``predicted_peak_bytes`` is to be compared with. Reports of the graphs that ran
-        inside ``fn`` show this figure from then on, and on CUDA the device's peaks of memory
-        allocated and reserved while ``fn`` ran.
+        Bytes; on CUDA, requested bytes. Compare ``resident_bytes + measure_peak(step)`` with a
+        report's ``predicted_peak_bytes``. Reports of the graphs that ran inside ``fn`` show this
+        figure from then on, and on CUDA the device's peaks of memory allocated and reserved while
+        ``fn`` ran.
 
     Raises:
         UnsupportedError: on the CPU, a profiler is already running.

@@ -1,10 +1,10 @@
-"""What eager code holds that ran before a compiled graph, read off autograd's graph.
+"""Memory that eager code before a compiled graph holds, read off autograd's graph.
 
-Dynamo breaks a model at what it cannot compile, and what lies between two graphs runs in eager.
-What it saves for its backward is alive while the next graph runs, and so are its weights, their
-gradients and their optimizer's state. All of these are found from the next graph's inputs: they hang
-on autograd's nodes behind them, up to the graphs that went before and to the leaves. What eager code
-allocates for a moment, in its forward and in its backward, nobody knows beforehand.
+Dynamo breaks a model at code that it cannot compile, and code between two graphs runs in eager.
+The tensors that it saves for its backward are alive while the next graph runs, and so are its
+weights, their gradients and their optimizer's state. All of these are found from the next graph's
+inputs: autograd's nodes behind the inputs have them, up to earlier graphs and to the leaves. What
+eager code allocates for a moment, in its forward and in its backward, is not known beforehand.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class Outside:
-    """Behind some tensors, up to compiled graphs: what eager nodes have saved, and leaves."""
+    """Eager nodes' saved tensors and leaves behind some tensors, up to compiled graphs."""
 
     saved: Sequence[torch.Tensor]
     leaves: Sequence[torch.Tensor]
 
     @property
     def residency(self) -> Residency:
-        """What the leaves keep alive."""
+        """Memory of the leaves, their gradients and their optimizer's state."""
         state, notes = OPTIMIZERS.state_bytes(self.leaves)
         if self.saved or self.leaves:
             notes = (*notes, _NOTE)
@@ -48,7 +48,7 @@ class Outside:
 
 
 def comes_from_eager(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether eager code with a backward has made one of them."""
+    """Whether eager code with a backward has made one of these tensors."""
     for tensor in tensors:
         node = tensor.grad_fn
         if node is not None and not is_of_compiled_graph(node):
@@ -57,7 +57,7 @@ def comes_from_eager(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def held_outside(tensors: Iterable[torch.Tensor]) -> Outside:
-    """What is alive behind ``tensors`` for the sake of eager code."""
+    """Find what eager code keeps alive behind ``tensors``."""
     saved: list[torch.Tensor] = []
     leaves: dict[int, torch.Tensor] = {}
     left: list[Any] = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]

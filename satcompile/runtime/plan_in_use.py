@@ -1,4 +1,4 @@
-"""A compiled plan that steps run by, and what changes while they do."""
+"""A compiled plan that steps run, and the state that changes while they do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PlanInUse:
         on_backward: called when a backward begins to run.
         returned: by position, why the latest backward gave a gradient to autograd instead of its
             optimizer; None before the first backward.
-        latest_masks: of the latest forward, by position.
+        latest_masks: masks of the latest forward, by position.
         is_told: whether the log and torch's trace have the plan.
     """
 
@@ -52,7 +52,7 @@ class PlanInUse:
 
     @cached_property
     def forward(self) -> Callable[..., Any]:
-        """What runs the forward, with nothing in front of it where there are no tiles."""
+        """The callable that runs the forward; without tiles, the compiled code itself."""
         made = self.generated
         assert made.compiled is not None
         if made.planned is not None:
@@ -84,7 +84,7 @@ class PlanInUse:
     def _around(
         self, graphs: PlannedGraphs, compiled: Callable[[list[Any]], Any]
     ) -> Callable[[list[Any]], Any]:
-        """The backward, which tells when it begins, and whose parameters are known."""
+        """Wrap the backward: it reports when it begins, and finds its updates and masks."""
 
         def plain(args: list[Any]) -> Any:
             if self.on_backward is not None:
@@ -112,5 +112,5 @@ class PlanInUse:
 
 
 def plans_by_speed(plans: Sequence[PlanInUse]) -> list[PlanInUse]:
-    """The fastest first."""
+    """The plans, fastest first."""
     return sorted(plans, key=lambda plan: plan.generated.relative_time)

@@ -21,7 +21,7 @@ def over_budget(
     situation: str = "",
     is_first_of_several: bool = False,
 ) -> BudgetError:
-    """The error for a budget below the peak of the lowest plan, with where its bytes go.
+    """The error for a budget below the peak of the lowest plan, with a breakdown of that peak.
 
     Args:
         is_first_of_several: whether other graphs of the step are still to come.
@@ -90,7 +90,7 @@ _HELP = {
 
 
 def _what_helps(kinds: Mapping[str, int]) -> str:
-    """Advice for the kinds that weigh most."""
+    """Advice for the kinds with the most bytes."""
     heaviest = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: -kinds[kind])[:2]
     advice = list(dict.fromkeys(_HELP[kind] for kind in heaviest))
     return f"Raise the budget to the floor or above; or {'; or '.join(advice)}."

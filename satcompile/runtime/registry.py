@@ -1,7 +1,7 @@
-"""Which compiled graphs belong to what: bound to the tensors passed at run time.
+"""Which modules and functions compiled graphs belong to, by the tensors passed at run time.
 
-Dynamo gives one compiled graph to several instances of a class, so that a graph belongs to
-every module whose parameters it was ever called with, and to the function whose code it is.
+Dynamo gives one compiled graph to several instances of a class. So a graph belongs to every
+module whose parameters it was called with, and to the function whose code it compiles.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from satcompile.updates.sparsity.state import SparsityState
 
 
 class Decision(Protocol):
-    """What a graph's latest call was decided to run."""
+    """The decision for a graph's latest call."""
 
     @property
     def report(self) -> GraphReport | None: ...
 
 
 class GraphRecord:
-    """One compiled graph: what it runs now and whom it served.
+    """One compiled graph: what it runs now, and the parameters that it served.
 
     Attributes:
-        decided: for the latest call.
-        parameters: positions among the graph's inputs.
+        decided: the decision for the latest call.
+        parameters: positions of parameters among the graph's inputs.
         withheld: by position, why the latest call kept a gradient from its optimizer.
-        granted: the largest budget in bytes that a share of the default's peak came to, by the share.
+        granted: the largest budget in bytes that each share of the default's peak came to.
     """
 
     def __init__(self, name: str, code: types.CodeType | None, parameters: Sequence[int]) -> None:
@@ -55,7 +55,7 @@ class GraphRecord:
         return None if self.decided is None else self.decided.report
 
     def know(self, args: Sequence[Any]) -> None:
-        """Note whose parameters a call has. One in front and one at the end tell instances apart."""
+        """Note a call's parameters. The first and the last one tell instances apart."""
         self._latest = (id(args[self._ends[0]]), id(args[self._ends[1]])) if self._ends else ()
         if self._latest not in self._served:
             served = [weakref.ref(args[position]) for position in self.parameters]
@@ -74,12 +74,12 @@ class GraphRecord:
         return any(id(tensor) in parameters for tensor in self.parameters_served())
 
     def parameters_served(self) -> list[torch.Tensor]:
-        """Those that are alive, in the order in which they came."""
+        """Served parameters that are alive, in the order in which they came."""
         alive = (reference() for served in self._served.values() for reference in served)
         return [tensor for tensor in alive if tensor is not None]
 
     def latest_call(self) -> LatestCall:
-        """The parameters that it had, and what became of the offer to update them."""
+        """The latest call's parameters, and why gradients were not offered to their optimizer."""
         served = zip(self.parameters, self._served.get(self._latest, ()), strict=False)
         found = ((position, reference()) for position, reference in served)
         alive = {position: tensor for position, tensor in found if tensor is not None}
@@ -108,8 +108,8 @@ def add(record: GraphRecord) -> None:
 
 
 def most_granted_bytes(record: GraphRecord, share: float) -> int:
-    """The largest budget that a share came to for this graph's code and parameters at any sizes, for
-    which Dynamo may have made graphs of their own; 0 without any."""
+    """The largest budget that a share came to for this graph's code and parameters, at any sizes;
+    0 if none. Dynamo may have made separate graphs for other sizes."""
     parameters = {id(tensor) for tensor in record.parameters_served()}
     with _lock:
         others = [other for other in _records if record.code and other.is_of(record.code)]
@@ -125,11 +125,11 @@ def forget_all() -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was alive at most while something ran.
+    """Peaks of memory while something ran.
 
     Attributes:
-        peak_bytes: beyond what was alive before.
-        allocated_bytes, reserved_bytes: of the whole process on the GPU; None on the CPU.
+        peak_bytes: peak beyond what was alive before.
+        allocated_bytes, reserved_bytes: peaks of the whole process on the GPU; None on the CPU.
     """
 
     peak_bytes: int
@@ -147,7 +147,7 @@ class StepWatcher:
         self._ran[id(record)] = record
 
     def record(self, measured: Measured) -> None:
-        """The step's measured peaks, for the reports of the graphs that ran in it."""
+        """Put the step's measured peaks into the reports of the graphs that ran in it."""
         for record in self._ran.values():
             report = record.report
             assert report is not None
@@ -167,11 +167,11 @@ def observing_steps() -> Iterator[StepWatcher]:
 
 
 def report(compiled: Any = None) -> Report:
-    """What the backend decided for ``compiled``.
+    """Report what the backend decided for ``compiled``.
 
     Args:
         compiled: what ``torch.compile`` returned, a module with ``.compile()``, or the function
-            it was made of; None for every training graph of the process.
+            that was compiled; None for every training graph of the process.
 
     Raises:
         NotCompiledError: no training graph of it was compiled by this backend.
@@ -186,14 +186,15 @@ def report(compiled: Any = None) -> Report:
 
 
 def sparsity_state(compiled: Any) -> SparsityState:
-    """Masks, scores and step of ``compiled``, to look at, to save, and to go on from.
+    """Masks, scores and step of ``compiled``, to inspect, to save, and to resume from.
 
     Args:
         compiled: what ``torch.compile`` returned for a module, the module itself, or a function
-            that was compiled, whose parameters are then called "0", "1", ... in the graph's order.
+            that was compiled. A function's parameters are called "0", "1", ... in the graph's
+            order.
 
     Raises:
-        NotCompiledError: a function of which no graph was compiled.
+        NotCompiledError: no graph of the function was compiled.
     """
     if isinstance(compiled, torch.nn.Module):
         original = getattr(compiled, "_orig_mod", compiled)

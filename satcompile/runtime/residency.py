@@ -1,8 +1,8 @@
-"""What is alive on the device before a step begins: read off the tensors given at run time.
+"""Memory that is alive on the device before a step begins, read off the run-time tensors.
 
-Parameters, buffers, inputs, gradients that are set, and the state of every optimizer that
-holds these parameters, predicted by a step on fake tensors where it does not exist yet. On a GPU
-also the workspaces that torch gives cuBLAS.
+It has parameters, buffers, inputs, gradients that are set, and the state of every optimizer that
+holds these parameters. A step on fake tensors predicts state that does not exist yet. On a GPU
+the workspaces that torch gives cuBLAS count, too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Residency:
     """Bytes alive before the step, by kind; ``notes`` says what could not be predicted.
 
     ``workspaces`` is what a GPU's libraries for matrix products hold, from the first product on.
-    ``coming_gradients`` are not there yet: eager code that ran before a graph makes them in its
-    backward, behind the graph's own.
+    ``coming_gradients`` do not exist yet: eager code that ran before a graph makes them in its
+    backward, after the graph's own.
     """
 
     parameters: int = 0
@@ -38,7 +38,7 @@ class Residency:
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """As reports have it."""
+        """Bytes by kind, as reports have them."""
         return {kind: getattr(self, kind) for kind in KINDS}
 
     @property
@@ -59,7 +59,7 @@ class Residency:
         )
 
     def with_inputs(self, inputs: int) -> Residency:
-        """With other inputs. (``dataclasses.replace`` takes several times as long.)"""
+        """The same with other inputs. (``dataclasses.replace`` takes several times as long.)"""
         return Residency(
             self.parameters,
             inputs,
@@ -72,16 +72,16 @@ class Residency:
 
 
 KINDS = ("parameters", "inputs", "gradients", "optimizer_state", "workspaces")
-_WORKSPACES = -1  # among storages that were counted: no storage has this key
+_WORKSPACES = -1  # a key among counted storages that no storage has
 
 
 def measure_residency(
     tensors: Sequence[Any], seen: set[int] | None = None, with_optimizers: bool = True
 ) -> Residency:
-    """Residency of a graph that is about to be called with ``tensors`` (others are skipped).
+    """Residency of a graph that is about to be called with ``tensors``.
 
     Args:
-        tensors: the graph's inputs.
+        tensors: the graph's inputs; those that are no tensors are skipped.
         seen: storages that are counted elsewhere, by ``storage_key``; those that are counted
             here are added.
         with_optimizers: whether the state of optimizers that are alive now counts.
@@ -96,7 +96,7 @@ def measure_residency(
         else:
             inputs += num_bytes
     trained = [t for t in held if isinstance(t, torch.nn.Parameter) and t.requires_grad]
-    # By parameters and not by storages: gradients come and go, and addresses are given again.
+    # By parameter, not by storage: gradients come and go, and addresses are reused.
     trained = list({id(t): t for t in trained if id(t) not in seen}.values())
     gradients = gradient_bytes(trained)
     state = 0
@@ -113,13 +113,13 @@ def measure_residency(
 
 
 def is_lasting(tensor: torch.Tensor) -> bool:
-    """Whether a graph's input stays from step to step. Buffers arrive as plain tensors, like inputs;
-    torch marks what outlives the call."""
+    """Whether a graph's input stays from step to step. Buffers arrive as plain tensors, like
+    inputs; torch marks those that outlive the call."""
     return isinstance(tensor, torch.nn.Parameter) or is_static_input(tensor)
 
 
 def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
-    """Bytes of the tensor's storage, 0 if it was counted before."""
+    """Bytes of the tensor's storage; 0 if it was counted before."""
     if is_fake(tensor):
         return storage_bytes(tensor)
     key = storage_key(tensor)
@@ -130,7 +130,7 @@ def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
 
 
 def storage_key(tensor: torch.Tensor) -> int:
-    """Tells storages that are alive apart."""
+    """A key that tells live storages apart."""
     return storage_address(tensor.untyped_storage())
 
 

@@ -1,7 +1,7 @@
-"""What the calls of a step add up to: bytes that each holds beside the others.
+"""Sums over the calls of a step: the bytes that each call holds beside the others.
 
-Forwards run in order, backwards in the opposite order; between its forward and its backward
-each call holds what it saved, and behind it its gradients.
+Forwards run in order, backwards in the opposite order. Between its forward and its backward
+each call holds what it saved; after its backward it holds its gradients.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from satcompile.runtime.residency import Residency
 
 
 class Stretch(NamedTuple):
-    """Calls that follow one another in a step, as what the rest of the step must know of them.
+    """Consecutive calls of a step, as the figures that the rest of the step needs.
 
-    Two of them make one, whatever calls they were made of, so that a call costs the same in a step
-    of a thousand as in a step of one.
+    Two stretches make one, whatever their calls, so that a call costs the same in a step of a
+    thousand as in a step of one.
 
     Attributes:
         lasting_bytes: alive before the step and after it.
-        held_bytes: inputs, and what is kept for the backwards.
-        gradient_bytes: of leaves, alive after the backwards.
-        output_bytes: of the last call's results, which the caller may keep.
+        held_bytes: inputs, and values kept for the backwards.
+        gradient_bytes: gradients of leaves, alive after the backwards.
+        output_bytes: results of the last call, which the caller may keep.
         forward_bytes: peak over the forwards, from what was alive before the first.
-        backward_bytes: peak over the backwards but the last call's, without its results.
+        backward_bytes: peak over all backwards but the last call's, without that call's results.
         last_bytes: peak of the last call's backward.
     """
 
@@ -41,8 +41,8 @@ class Stretch(NamedTuple):
     last_bytes: int
 
     def then(self, other: Stretch) -> Stretch:
-        """With the calls of ``other`` behind these: their forwards run while these hold what they
-        keep, the backwards of these when those have left their gradients."""
+        """These calls, then those of ``other``. The forwards of ``other`` run while these calls
+        hold what they keep; the backwards of these run once ``other`` has left its gradients."""
         if other is NO_CALLS:
             return self
         beside = max(self.backward_bytes, self.last_bytes) + other.gradient_bytes
@@ -58,12 +58,12 @@ class Stretch(NamedTuple):
 
     @property
     def peak_bytes(self) -> int:
-        """The peak of a step of these calls, with what is resident."""
+        """The peak of a step of these calls, resident bytes included."""
         backwards = max(self.backward_bytes + self.output_bytes, self.last_bytes)
         return self.lasting_bytes + max(0, self.forward_bytes, backwards)
 
 
-_NEVER = -(1 << 60)  # a peak that is none
+_NEVER = -(1 << 60)  # stands for no peak
 NO_CALLS = Stretch(0, 0, 0, 0, _NEVER, _NEVER, _NEVER)
 
 
@@ -83,11 +83,11 @@ def stretch_of_one(residency: Residency, figures: Figures) -> Stretch:
 
 @dataclass
 class Share:
-    """What one call adds to its step.
+    """The memory that one call adds to its step.
 
     Attributes:
-        residency: what is alive before the call and not counted with an earlier one.
-        figures: what its code allocates; zeros once its backward has run.
+        residency: memory that is alive before the call and not counted with an earlier one.
+        figures: allocations of its code; zeros once its backward has run.
     """
 
     residency: Residency
@@ -99,8 +99,8 @@ class Share:
         return stretch_of_one(self.residency, self.figures)
 
     def behind(self, before: Stretch) -> Stretch:
-        """The calls of ``before``, and then this one. Steps are alike: the latest answer is known
-        again, and is then the same object."""
+        """The calls of ``before``, then this one. Steps are alike: the latest answer is kept, and
+        the same object is returned again."""
         known = self._behind
         if known is None or known[0] is not before:
             known = self._behind = before, before.then(self.stretch)
@@ -108,7 +108,7 @@ class Share:
 
     @cached_property
     def closed(self) -> Share:
-        """The share of a call whose backward has run: what stays are its gradients."""
+        """The share of a call whose backward has run: its gradients stay."""
         came = self.figures.gradient_bytes + self.residency.coming_gradients
         gradients = self.residency.gradients + came
         alive = replace(self.residency, inputs=0, gradients=gradients, coming_gradients=0)
@@ -123,25 +123,25 @@ def stretch_of(shares: Iterable[Share]) -> Stretch:
 
 
 def resident_bytes(shares: Sequence[Share]) -> int:
-    """Alive before a step: inputs of the first call, and whatever stays from step to step."""
+    """Bytes alive before a step: inputs of the first call, and all that lasts from step to step."""
     if not shares:
         return 0
     return stretch_of(shares).lasting_bytes + shares[0].residency.inputs
 
 
 def step_peak_bytes(shares: Sequence[Share]) -> int:
-    """Peak of a step of several calls, with what is resident."""
+    """Peak of a step of several calls, resident bytes included."""
     return stretch_of(shares).peak_bytes
 
 
 @dataclass
 class Room:
-    """What a call may take beside the others of its step.
+    """The memory that a call may take beside the others of its step.
 
     Attributes:
         earlier, later: the calls before and after it.
-        residency: its own.
-        budget_bytes: for the whole step; ``reserve_bytes`` of it are not ours.
+        residency: the call's own.
+        budget_bytes: for the whole step; ``reserve_bytes`` of it may not be used.
     """
 
     earlier: Stretch
@@ -155,18 +155,18 @@ class Room:
         return self.budget_bytes - self.reserve_bytes
 
     def peak_bytes_with(self, figures: Figures) -> int:
-        """The peak of the whole step, were these the call's figures."""
+        """The peak of the whole step if the call has these figures."""
         own = stretch_of_one(self.residency, figures)
         return self.earlier.then(own).then(self.later).peak_bytes
 
     @property
     def left_bytes(self) -> int:
-        """For what the call's own forward and backward allocate."""
+        """Bytes left for the allocations of the call's own forward and backward."""
         return self.limit_bytes - self.residency.total_bytes - self.outside_bytes
 
     @property
     def outside_bytes(self) -> int:
-        """What the other calls hold at this call's worst."""
+        """Bytes that the other calls hold, at most, while this call runs."""
         before, after = self.earlier, self.later
         lasting_bytes = before.lasting_bytes + after.lasting_bytes
         return lasting_bytes + before.held_bytes + after.gradient_bytes + after.output_bytes

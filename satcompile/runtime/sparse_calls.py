@@ -1,4 +1,4 @@
-"""Calls of graphs that are trained sparsely: parameters meet their masks and their optimizer."""
+"""Calls of sparsely trained graphs: binds parameters to their masks and their optimizer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ log = logging.getLogger("satcompile")
 
 
 def joined(graphs: PlannedGraphs, args: Sequence[Any]) -> dict[int, masks.Bound]:
-    """The masks of a call's parameters, by slot. A parameter that comes for the first time gets one
-    with everything active.
+    """The masks of a call's parameters, by slot. A new parameter gets one with everything active.
 
     Raises:
         UnsupportedError: a parameter is to be trained in tiles, and no fused optimizer holds it.
@@ -62,8 +61,8 @@ def _not_fused(name: str, parameter: torch.Tensor) -> UnsupportedError:
 
 @cache
 def _watch_other_optimizers() -> None:
-    """From now on, no optimizer that is not fused may step what is partly frozen: a fused one may
-    still be alive, so that looking for its like in the forward is not enough."""
+    """From now on, no optimizer that is not fused may step a partly frozen parameter. A fused one
+    may still be alive, so looking for one in the forward is not enough."""
     register_optimizer_step_pre_hook(_refuse_to_move_frozen)
 
 
@@ -81,8 +80,8 @@ def _refuse_to_move_frozen(optimizer: torch.optim.Optimizer, args: Any, kwargs: 
 
 
 def warn_of_dense_uses(slots: Iterable[int], args: Sequence[Any]) -> bool:
-    """Whether a warning was given: without a backward, a graph may use a weight as no training graph
-    does.
+    """Warn if a graph without a backward uses a weight as no training graph does; returns whether
+    it did.
 
     Args:
         slots: positions of trained parameters that the graph uses whole.

@@ -1,10 +1,10 @@
-"""What compiled graphs hold at the same time: the calls of a training step, in order.
+"""The calls of a training step, in order, and the memory that they hold at the same time.
 
 A graph break cuts a model into several graphs, and blocks compiled one by one are several
-calls of one. Forwards run in order, backwards in the opposite order; between its forward and
-its backward each call holds what it saved. So a call must fit beside what earlier calls hold,
-and its backward beside the gradients that later calls have left. Who comes later is known
-once a step has run to its end: from the second step on, the whole is planned.
+calls of one graph. Forwards run in order, backwards in the opposite order. Between its forward
+and its backward each call holds what it saved. So a call must fit beside what earlier calls hold,
+and its backward must fit beside the gradients that later calls have left. Later calls are known
+once a step has run to its end: from the second step on, the whole step is planned.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from satcompile.runtime.shares import NO_CALLS, NOTHING, Share, Stretch
 from satcompile.torch_compat.autograd import backward_node
 from satcompile.torch_compat.tensors import StorageReferences, storage_address
 
-_MOST_TRAILS = 10_000  # remembered; those of steps that never come again would pile up
+_MOST_TRAILS = 10_000  # entries kept; trails of steps that never recur would pile up
 NOTHING_RESIDENT = Residency()
 
 
 def _with_more(share: Share | Callable[[], Share | None] | None, more: Residency) -> Share | None:
-    """With what a call counted that is gone."""
+    """The share plus ``more``: memory that another call, now gone, had counted."""
     made = share() if callable(share) else share
     return None if made is None else Share(made.residency + more, made.figures)
 
 
 class StepGraph(Protocol):
-    """A compiled graph under a budget, as the steps that it is called in know it.
+    """A compiled graph under a budget, as its steps see it.
 
     Attributes:
-        plans: the fastest first.
+        plans: the graph's plans, fastest first.
         last_step: the last step of several calls that began with the graph.
     """
 
@@ -57,27 +57,27 @@ class StepGraph(Protocol):
     def name(self) -> str: ...
 
     def is_counted_with(self, other: StepGraph) -> bool:
-        """Whether both are under one budget."""
+        """Whether both graphs are under one budget."""
         ...
 
     def replace_plans(self, planned: Planned) -> None:
-        """The only plan from now on."""
+        """Make ``planned`` the only plan from now on."""
         ...
 
     def default_share(self, sizes: Sizes, residency: Residency) -> Share | None:
-        """What a call would add to its step by torch's own plan."""
+        """The share that a call would add to its step with torch's own plan."""
         ...
 
 
 class Place(Protocol):
-    """A graph's place in a step: what of its surroundings stays from step to step."""
+    """A graph's place in a step, with the surroundings that stay the same from step to step."""
 
     residency: Residency
     counted: frozenset[int]
 
 
 class Decided(Protocol):
-    """What a call runs."""
+    """The decision for a call: the plan that it runs."""
 
     plan: PlanInUse
 
@@ -89,18 +89,18 @@ class Decided(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A call of a graph in a step; open until its backward begins (it has then run), or can never
-    come.
+    """A call of a graph in a step. It is open until its backward begins (it has then run) or can no
+    longer come.
 
     Attributes:
-        who: tells the instances apart whose forward the graph is.
-        counted: storages and parameters that its share counts and that outlast it, by
-            ``storage_key`` and id.
-        lasting: what its share counts that outlasts it.
-        borrowed_bytes: of inputs that earlier calls of the step count.
-        trail: tells by how the step came here which tensors earlier calls have counted.
-        is_repeated: whether one of these was by the same instance.
-        node: of autograd, whose end closes the call.
+        who: key of the instance whose forward the graph is.
+        counted: storages (by ``storage_key``) and parameters (by id) that its share counts and
+            that outlast it.
+        lasting: the part of its share that outlasts it.
+        borrowed_bytes: bytes of inputs that earlier calls of the step count.
+        trail: number of the sequence of earlier calls, which determines what they have counted.
+        is_repeated: whether an earlier call was by the same instance.
+        node: the autograd node whose end closes the call.
     """
 
     graph: StepGraph
@@ -123,44 +123,44 @@ class Call:
 
     @property
     def share(self) -> Share | None:
-        """What it adds; None where that is not known."""
+        """The share that the call adds to its step; None if unknown."""
         if callable(self._share):
             self._share = self._share()
         return self._share
 
     @share.setter
     def share(self, share: Share | Callable[[], Share | None] | None) -> None:
-        """A share that is costly to know, and seldom asked for, is given as what makes it."""
+        """Set the share, or a function that makes it: it is costly, and seldom asked for."""
         self._share = share
 
     def count_what_it_borrowed(self) -> None:
-        """Who counted it is gone."""
+        """Count the borrowed inputs; the call that counted them is gone."""
         if self.borrowed_bytes:
             self._count(Residency(inputs=self.borrowed_bytes))
             self.borrowed_bytes = 0
 
     def count_gradients(self, num_bytes: int) -> None:
-        """Count gradients of its parameters; who counted them is gone."""
+        """Count gradients of the call's parameters; the call that counted them is gone."""
         if num_bytes:
             self._count(Residency(gradients=num_bytes))
             self.lasting += Residency(gradients=num_bytes)
 
     def _count(self, more: Residency) -> None:
-        # Nothing is computed here: a node's end may come at any time.
+        # Compute nothing here: a node may end at any time.
         self._share = functools.partial(_with_more, self._share, more)
 
     @property
     def last_step(self) -> Step | None:
-        """The last step of several calls that began with the graph that this one began with."""
+        """The last step of several calls that began with the same graph as this step."""
         return self.step.graph.last_step
 
     @property
     def is_provisional(self) -> bool:
-        """Whether earlier calls of the step were planned before anyone knew of this one."""
+        """Whether earlier calls of the step were planned without knowing of this one."""
         return self.position > 0 and self.last_step is None
 
     def before(self) -> Stretch:
-        """The calls before this one; closed ones hold no more than their gradients."""
+        """The calls before this one; closed calls hold only their gradients."""
         step = self.step
         if self.position:
             previous = step.calls[self.position - 1]
@@ -179,7 +179,7 @@ class Call:
 
     @property
     def share_now(self) -> Share | None:
-        """The share as it is: once the backward has run, gradients are left."""
+        """The current share: once the backward has run, gradients are left."""
         share = self.share
         return share if share is None or self.is_open else share.closed
 
@@ -212,13 +212,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Beside:
-    """The other calls of a step, as one of its calls meets them. What each adds is looked up when
-    somebody asks: a report, or a plan for what none fits.
+    """The other calls of a step, as one of its calls sees them. Their shares are looked up on
+    demand: for a report, or for a new plan.
 
     Attributes:
-        earlier_calls: and whether each was open.
-        gone: what outlasts calls that were dropped.
-        later_calls: as they were in the last step.
+        earlier_calls: the calls before it, and whether each was open.
+        gone: memory that outlasts dropped calls.
+        later_calls: the calls after it, as they were in the last step.
     """
 
     earlier_calls: Sequence[tuple[Call, bool]] = ()
@@ -247,12 +247,12 @@ class Step:
     """The calls of a step so far.
 
     Attributes:
-        graph: of the first call.
-        num_closed: how many of its calls are not open any more.
-        num_run: how many of those that it has were closed by their backwards.
+        graph: the graph of the first call.
+        num_closed: number of its calls that are no longer open.
+        num_run: number of its remaining calls whose backwards closed them.
         served: instances that were called.
-        gone: what outlasts the calls that were dropped.
-        borrowed_bytes: of inputs that were counted before, over all calls.
+        gone: memory that outlasts dropped calls.
+        borrowed_bytes: bytes of inputs that were counted before, over all calls.
         is_over: whether no more calls will come.
     """
 
@@ -266,7 +266,7 @@ class Step:
     borrowed_bytes: int = 0
     _first_lasting: frozenset[int] = frozenset()  # of the first call: most steps have no other
     _lasting: set[int] = field(default_factory=set)
-    # As long as they are referred to, no other storages get their addresses.
+    # While these references exist, no other storage gets their addresses.
     _passing: StorageReferences = field(default_factory=StorageReferences)
     _most: list[Call] | None = None
     _suffixes: list[Stretch] | None = None
@@ -277,7 +277,7 @@ class Step:
         return self._lasting | self._first_lasting | self._passing.addresses()
 
     def count(self, call: Call, lasting: frozenset[int]) -> None:
-        """What ``call`` counts that outlasts it."""
+        """Note the storages and parameters that ``call`` counts and that outlast it."""
         call.counted = lasting
         if call.position == 0 and not self._first_lasting:
             self._first_lasting = lasting
@@ -285,13 +285,13 @@ class Step:
             self._lasting |= lasting
 
     def discount(self, call: Call) -> None:
-        """It was not called after all."""
+        """Undo ``count``: the graph was not called after all."""
         if self._first_lasting is call.counted:
             self._first_lasting = frozenset()
         self._lasting -= call.counted
 
     def new_bytes(self, tensor: torch.Tensor) -> int:
-        """Bytes of a call's input or result, 0 if an earlier call has counted them."""
+        """Bytes of a call's input or result; 0 if an earlier call has counted them."""
         storage = tensor.untyped_storage()
         num_bytes, key = storage.nbytes(), storage_address(storage)
         if key in self._first_lasting or key in self._lasting or not self._passing.add(storage):
@@ -300,8 +300,8 @@ class Step:
         return num_bytes
 
     def outside_of(self, tensors: Sequence[torch.Tensor]) -> Residency:
-        """What eager code holds behind a call's inputs and no earlier call has counted; what it has saved
-        counts as inputs."""
+        """Memory that eager code holds behind a call's inputs and no earlier call has counted.
+        Saved tensors count as inputs."""
         found = held_outside(tensors)
         counted = self.counted
         new = [leaf for leaf in found.leaves if id(leaf) not in counted]
@@ -310,7 +310,7 @@ class Step:
         return residency.with_inputs(sum([self.new_bytes(tensor) for tensor in found.saved]))
 
     def suffix(self, position: int) -> Stretch:
-        """The calls from this one on; for a step that has ended."""
+        """The calls from ``position`` on, for a step that has ended."""
         if self._suffixes is None:
             found = NO_CALLS
             suffixes = [found]
@@ -322,7 +322,7 @@ class Step:
         return self._suffixes[position]
 
     def changed(self) -> None:
-        """The share of some call is another one."""
+        """Note that the share of some call has changed."""
         self._suffixes = None
 
     def gradient_bytes_of(self, who: Hashable) -> int:
@@ -331,15 +331,15 @@ class Step:
 
     @property
     def outlasting(self) -> Stretch:
-        """What outlasts the calls that were dropped."""
+        """Memory that outlasts the dropped calls."""
         if self.gone is NOTHING_RESIDENT or not self.gone.total_bytes:
             return NO_CALLS
         return NO_CALLS._replace(lasting_bytes=self.gone.total_bytes)
 
     def drop(self, call: Call) -> None:
-        """Forget a call whose results are gone and whose backward never came, as of an evaluation
-        without ``no_grad``: a loop of these is no step of as many calls. What lasts stays; inputs that
-        it shared with later calls, and its parameters' gradients, are counted with others."""
+        """Forget a call whose results are gone and whose backward never came, such as an evaluation
+        without ``no_grad``: a loop of these is not a step of that many calls. Lasting memory stays
+        counted. Inputs shared with later calls, and its parameters' gradients, count elsewhere."""
         if self.is_over or call not in self.calls:
             return
         self._remove(call)
@@ -350,8 +350,8 @@ class Step:
             self.gone += Residency(gradients=call.lasting.gradients)
 
     def drop_those_that_ran(self, who: Hashable) -> None:
-        """Forget calls of an instance whose backwards have run, as another one begins beside a graph
-        that stays alive: their gradients are in the same tensors, and are measured with its own."""
+        """Forget an instance's calls whose backwards have run: another call of it begins while a
+        graph stays alive. Their gradients are in the same tensors and are measured with its own."""
         for call in [c for c in self.calls if c.who == who and c.has_run]:
             self._remove(call)
             self.num_run -= 1
@@ -360,7 +360,7 @@ class Step:
         if len(self.calls) > max(1, len(self._most or ())):
             self._most = list(self.calls)
         self.calls.remove(call)
-        self.num_closed += 1  # what was added up before is no more
+        self.num_closed += 1  # earlier sums are out of date
         self.gone += replace(call.lasting, gradients=0)
         for later in self.calls[call.position :]:
             later.position -= 1
@@ -369,15 +369,15 @@ class Step:
             self.graph = self.calls[0].graph
 
     def _is_like(self, other: Step | None) -> bool:
-        """Whether the same graphs were called, and each adds what it added there."""
+        """Whether ``other`` calls the same graphs, and each call has the same share."""
         if other is None or len(other.calls) != len(self.calls):
             return False
         pairs = zip(self.calls, other.calls, strict=True)
         return all(a.graph is b.graph and a.share is b.share for a, b in pairs)
 
     def end(self) -> None:
-        """No more calls will come. Steps of several are what the next one is planned by: of calls
-        that were dropped, the most that were there at a time."""
+        """End the step: no more calls will come. A step of several calls is what the next one is
+        planned by. If calls were dropped, it takes the most calls that existed at one time."""
         self.is_over = True
         if self._most is not None and len(self._most) > len(self.calls):
             self.calls, self.graph = self._most, self._most[0].graph
@@ -387,22 +387,23 @@ class Step:
                 self.graph.last_step = self
             self._first_lasting, self._lasting = frozenset(), set()
             self._passing = StorageReferences()
-        else:  # a call and its step refer to each other: left to the collector, it would run often
+        else:  # a call and its step form a cycle, which would make the collector run often
             self.calls.clear()
 
 
 @dataclass(eq=False, slots=True)
 class Alone:
-    """A call that began a step while no other was open, as one did before that had its step for
-    itself. It is a ``Call`` in a ``Step`` from when another one joins it; few ever do.
+    """A call that began a step while no other was open, like an earlier call that had its step to
+    itself. It becomes a ``Call`` in a ``Step`` when another call joins it, which is rare.
 
     Attributes:
-        graph, who, sizes: as a call has them.
-        place: what it counts that outlasts it.
-        decided: what it runs, and so its share.
-        tensors: that it counts besides, as long as they are there.
-        thread: that called it.
-        node: of autograd, whose end closes it; None before the forward has run, and without any.
+        graph, who, sizes: as in ``Call``.
+        place: its place in the step: the memory that it counts and that outlasts it.
+        decided: the decision for it: its plan, and so its share.
+        tensors: other tensors that it counts, while they exist.
+        thread: the thread that called it.
+        node: the autograd node whose end closes it; None before the forward has run, or if there
+            is none.
         has_run: whether its backward has begun.
     """
 
@@ -426,20 +427,20 @@ class Steps:
     """Every open call of the process. Autograd runs backwards in threads of its own."""
 
     def __init__(self) -> None:
-        self._open: dict[Call, None] = {}  # in the order of their coming
-        self._alone: Alone | None = None  # none is in ``_open`` while it is open
+        self._open: dict[Call, None] = {}  # in order of arrival
+        self._alone: Alone | None = None  # while it is open, ``_open`` is empty
         self._current: dict[int, Step] = {}
         self._trails: dict[tuple[int, Hashable], int] = {}
         self._numbers = itertools.count(1)
-        # Reentrant: what is collected while it is held may be a node whose end is told here.
+        # Reentrant: a node may be collected while the lock is held, and its end is reported here.
         self._lock = threading.RLock()
 
     def begin(self, graph: StepGraph, args: Sequence[Any], who: Hashable = ()) -> Call:
-        """A forward is about to run: as the root of a step, or as part of the one under way.
+        """Begin a call whose forward is about to run, in a new step or in the one under way.
 
         Args:
-            graph, args: what is called.
-            who: tells the instances apart whose forward the graph is.
+            graph, args: the graph that is called, and its arguments.
+            who: key of the instance whose forward the graph is.
         """
         thread = threading.get_ident()
         with self._lock:
@@ -467,7 +468,7 @@ class Steps:
         return call
 
     def opened(self, call: Call, results: Sequence[Any]) -> None:
-        """Its forward has run and returned ``results``."""
+        """Open a call whose forward has run and returned ``results``."""
         node, step = None, call.step
         for result in results:
             if isinstance(result, torch.Tensor):
@@ -484,7 +485,7 @@ class Steps:
     # -- calls alone -----------------------------------------------------------------------
 
     def is_idle(self) -> bool:
-        """Whether no call is open. The step that went before, if any, has then ended."""
+        """Whether no call is open. If so, the previous step, if any, ends."""
         if self._open or (self._alone is not None and self._alone.open_node is not None):
             return False
         if self._current:
@@ -495,7 +496,7 @@ class Steps:
         return True
 
     def opened_alone(self, alone: Alone, results: Sequence[Any]) -> None:
-        """Its forward has run and returned ``results``; no call was open when it began."""
+        """Open a call whose forward has returned ``results``; no call was open when it began."""
         for result in results:
             if isinstance(result, torch.Tensor):
                 alone.tensors.append(weakref.ref(result))
@@ -504,11 +505,11 @@ class Steps:
                     alone.node = None if node is None else weakref.ref(node)
         alone.thread = threading.get_ident()
         with self._lock:
-            self._join_alone()  # one of another thread's may have come in between
+            self._join_alone()  # a call of another thread may have come in between
             self._alone = alone
 
     def _join_alone(self) -> None:
-        """Make the call that was alone the first one of a step, if it is open."""
+        """Make the call that was alone the first call of a step, if it is open."""
         alone, self._alone = self._alone, None
         node = None if alone is None else alone.open_node
         if alone is None or node is None:
@@ -527,7 +528,7 @@ class Steps:
         self._open[call] = None
 
     def failed(self, call: Call) -> None:
-        """Its forward did not run."""
+        """Remove a call whose forward did not run."""
         with self._lock:
             if call in call.step.calls:
                 call.step.calls.remove(call)
@@ -555,7 +556,7 @@ class Steps:
             return tuple(self._open)
 
     def _close(self, call: Call, _: Any) -> None:
-        """Nobody can call its backward any more."""
+        """Close a call whose backward nobody can call any more."""
         with self._lock:
             self._remove(call)
             if not call.has_run:
@@ -569,12 +570,12 @@ class Steps:
 
     @staticmethod
     def _follows(graph: StepGraph, call: Call) -> bool:
-        """Whether it comes while the one before it is open: as most do that continue a step."""
+        """Whether ``call``, the previous one, is still open and under the same budget."""
         return call.is_open and graph.is_counted_with(call.graph)
 
     def _continues(self, graph: StepGraph, args: Sequence[Any], thread: int) -> bool:
-        """Whether a call belongs to the step of the open ones: by autograd, or by its budget. A part
-        of a model may begin from data alone, as a decoder does from its tokens."""
+        """Whether a call belongs to the step of the open calls, by autograd or by its budget. A
+        part of a model may begin from data alone, as a decoder does from its tokens."""
         others = [call for call in list(self._open) if call.thread == thread]
         if not others:
             return False
@@ -583,13 +584,13 @@ class Steps:
         return any(graph.is_counted_with(call.graph) for call in others)
 
     def _trail_behind(self, call: Call) -> int:
-        if call.is_repeated:  # it has counted nothing more
+        if call.is_repeated:  # it has counted nothing new
             return call.trail
         key = (call.trail, call.who)
         if key not in self._trails:
             if len(self._trails) >= _MOST_TRAILS:
                 self._trails.clear()
-            self._trails[key] = next(self._numbers)  # never one that was given before
+            self._trails[key] = next(self._numbers)  # never reused
         return self._trails[key]
 
 

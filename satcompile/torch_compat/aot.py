@@ -14,10 +14,10 @@ from satcompile.torch_compat.versions import version
 
 @contextlib.contextmanager
 def aot_settings() -> Iterator[None]:
-    """AOTAutograd as our graphs need it, for the duration of one compilation.
+    """Set AOTAutograd up as our graphs need it, for the duration of one compilation.
 
     ``force_non_lazy_backward_lowering``: both graphs compile together, so that the allocation
-    check can still change the plan, and the backward's errors are not swallowed.
+    check can still change the plan, and torch does not swallow the backward's errors.
     ``enable_autograd_cache``: a hit would call neither our partitioner nor our wrapper of the
     inner compile, and reports and checks would be lost. The FX graph cache still hits.
     Both 2.11, 2.13.
@@ -32,15 +32,14 @@ def activation_budget() -> float:
 
 
 def may_overwrite_saved() -> bool:
-    """Whether a backward may use the memory of saved tensors again (``donated_buffer``).
-    2.11, 2.13."""
+    """Whether a backward may reuse the memory of saved tensors (``donated_buffer``). 2.11, 2.13."""
     return bool(functorch_config.donated_buffer)
 
 
 def take_donated_positions() -> tuple[int, ...]:
-    """Positions among the arguments of the backward that was just compiled of saved tensors whose
-    memory it uses again. The caller sees to it that a retained graph keeps them; torch, told of
-    none, then does not refuse to run it. ``fw_metadata.bw_donated_idxs``: 2.11, 2.13."""
+    """Positions, among the arguments of the backward just compiled, of saved tensors whose memory
+    it reuses. This empties torch's list, so that torch does not refuse to run a retained graph. The
+    caller makes sure that such a graph keeps them. ``fw_metadata.bw_donated_idxs``: 2.11, 2.13."""
     from torch._guards import TracingContext
 
     tracing = TracingContext.try_get()
@@ -53,7 +52,7 @@ def take_donated_positions() -> tuple[int, ...]:
 
 
 def updated_inputs(joint: fx.GraphModule, num_forward_outputs: int) -> list[fx.Node]:
-    """Inputs into which AOTAutograd's runtime copies a result once the forward has returned: those
+    """Inputs into which AOTAutograd's runtime copies a result after the forward has returned: those
     that the forward updates and that need a gradient. ``InputMutationAOTOutput``: 2.11, 2.13."""
     from torch.utils import _pytree as pytree
 
@@ -65,7 +64,7 @@ def updated_inputs(joint: fx.GraphModule, num_forward_outputs: int) -> list[fx.N
 
 
 def own_budget(share: float) -> contextlib.AbstractContextManager[Any]:
-    """Torch's own budget for what is compiled inside. 2.11, 2.13."""
+    """Set torch's own budget for graphs compiled inside. 2.11, 2.13."""
     return functorch_config.patch(activation_memory_budget=share)
 
 
@@ -75,6 +74,6 @@ def budget_solver() -> str:
 
 
 def incoming_gradients_stay() -> bool:
-    """Whether what comes into a compiled backward is alive until it returns. Up to 2.11 AOTAutograd's
-    runtime holds it; from 2.13 on the generated code lets it go. 2.11, 2.13, 2.14."""
-    return version() < (2, 13)  # 2.12 was not looked at: counted, to be safe
+    """Whether incoming gradients of a compiled backward stay alive until it returns. Up to 2.11
+    AOTAutograd's runtime holds them; from 2.13 on generated code frees them. 2.11, 2.13, 2.14."""
+    return version() < (2, 13)  # 2.12 was not checked: assumed to hold them, to be safe

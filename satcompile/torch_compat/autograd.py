@@ -1,4 +1,4 @@
-"""Autograd: nodes, what they have saved, and the backward that runs."""
+"""Autograd: nodes, the tensors that they have saved, and the running backward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def is_of_compiled_graph(node: Any) -> bool:
-    """Whether an autograd node is a compiled graph's: AOTAutograd names its class. 2.11, 2.13."""
+    """Whether an autograd node is a compiled graph's, by AOTAutograd's class name. 2.11, 2.13."""
     return "CompiledFunction" in type(node).__name__
 
 
@@ -20,9 +20,9 @@ def _names_of_saved(kind: type[Any]) -> tuple[str, ...]:
 
 
 def saved_by(node: Any) -> list[torch.Tensor]:
-    """Tensors that an autograd node has saved for its backward. ``unpack`` is not called, which
-    would run users' hooks (checkpointing computes again there): what these put in a tensor's place
-    counts if it is one. ``_raw_saved_*``, ``SavedTensor.data``: 2.11, 2.13, 2.14."""
+    """Tensors that an autograd node has saved for its backward. This does not call ``unpack``,
+    which would run users' hooks (checkpointing recomputes in them). A tensor that a hook put in a
+    tensor's place counts. ``_raw_saved_*``, ``SavedTensor.data``: 2.11, 2.13, 2.14."""
     found: list[Any] = []
     for name in _names_of_saved(type(node)):  # type: ignore[arg-type]
         try:
@@ -35,8 +35,8 @@ def saved_by(node: Any) -> list[torch.Tensor]:
 
 
 def backward_node(tensor: torch.Tensor) -> Any | None:
-    """The autograd node of the compiled graph that made ``tensor``: it lives until nobody can
-    call the backward any more. None where there is none. 2.11, 2.13."""
+    """The autograd node of the compiled graph that made ``tensor``; None if there is none. The node
+    lives until nobody can call the backward any more. 2.11, 2.13."""
     node = tensor.grad_fn
     for _ in range(4):  # views of outputs have nodes of their own in front
         if node is None or is_of_compiled_graph(node):
@@ -51,26 +51,26 @@ def current_backward_node() -> Any:
 
 
 def leaves_behind(edges: Mapping[int, int]) -> dict[int, torch.Tensor | None]:
-    """The leaves whose gradients the backward that runs computes, by what ``edges`` calls the
-    positions of its node's edges. 2.11, 2.13."""
+    """The leaves whose gradients the running backward computes, by the keys of ``edges``. Its
+    values are positions among the edges of the backward's node. 2.11, 2.13."""
     functions = current_backward_node().next_functions
     return {name: getattr(functions[edge][0], "variable", None) for name, edge in edges.items()}
 
 
 def current_backward_task() -> int:
-    """A number for the ``backward()`` that runs in this thread. 2.11, 2.13."""
+    """A number that identifies the ``backward()`` running in this thread. 2.11, 2.13."""
     return int(torch._C._current_graph_task_id())
 
 
 def keeps_graph() -> bool:
-    """Whether the backward that runs may run again (``retain_graph``). 2.11, 2.13."""
+    """Whether the running backward may run again (``retain_graph``). 2.11, 2.13."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 def will_accumulate(accumulation: Any) -> bool:
-    """Whether the backward that runs is to put a gradient into a leaf's ``.grad``, given the
-    leaf's ``AccumulateGrad``; it is not under ``autograd.grad``, which the engine says by an
-    exception, nor where ``inputs=`` leaves the leaf out. 2.11, 2.13."""
+    """Whether the running backward will put a gradient into a leaf's ``.grad``, given the leaf's
+    ``AccumulateGrad``. It will not under ``autograd.grad``, where the engine raises an exception,
+    nor where ``inputs=`` leaves the leaf out. 2.11, 2.13."""
     try:
         return bool(torch._C._will_engine_execute_node(accumulation))
     except RuntimeError:
@@ -78,5 +78,5 @@ def will_accumulate(accumulation: Any) -> bool:
 
 
 def has_gradient_hooks(tensor: torch.Tensor) -> bool:
-    """Whether somebody is to be told of a leaf's gradient. 2.11, 2.13."""
+    """Whether a leaf has hooks that receive its gradient. 2.11, 2.13."""
     return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)

@@ -24,8 +24,8 @@ def watching_generated_code(
     """Call ``check(source, origins)`` with each wrapper's text before its kernels are compiled.
 
     ``origins`` names for each buffer the node that it comes from. ``check`` may raise
-    ``GenerationStopped``. With ``stub`` nothing is compiled: the module is one that must not be called.
-    A hit in the FX graph cache calls nothing.
+    ``GenerationStopped``. With ``stub`` nothing is compiled, and the module must not be called.
+    A hit in the FX graph cache does not call ``check``.
     ``GraphLowering._compile_to_module_lines``: 2.11, 2.13.
     """
     from torch._inductor.graph import GraphLowering
@@ -41,10 +41,10 @@ def watching_generated_code(
 
 
 class LaterModules:
-    """Modules of generated code that are loaded, and their kernels compiled, when they are asked for.
+    """Modules of generated code that load, and compile their kernels, only when they are needed.
 
-    A module compiles its kernels where it is imported. A plan that is given up once both wrappers
-    have been read needs none of its forward's.
+    A module compiles its kernels when it is imported. If a plan is given up after both wrappers
+    have been read, its forward's kernels are not needed.
     """
 
     def __init__(self) -> None:
@@ -52,16 +52,16 @@ class LaterModules:
 
     @contextlib.contextmanager
     def put_off(self) -> Iterator[None]:
-        """Graphs compiled inside, or found in the FX graph cache, get modules of this kind. On the CPU
-        only: for a GPU Inductor takes kernels out of a module at once, to bundle or record them.
-        ``PyCodeCache.load_by_key_path``, given attributes for the module of a graph: 2.13."""
+        """Graphs compiled inside, or found in the FX graph cache, get modules that load later. On
+        the CPU only: for a GPU, Inductor takes kernels out of a module at once, to bundle or record
+        them. ``PyCodeCache.load_by_key_path``, given attributes for the module of a graph: 2.13."""
         from torch._inductor.codecache import PyCodeCache
 
         load_at_once = PyCodeCache.load_by_key_path
 
         def later(key: str, path: str, *args: Any, **kwargs: Any) -> Any:
             load = functools.partial(load_at_once, key, path, *args, **kwargs)
-            if len(args) < 2 and "attrs" not in kwargs:  # of something else
+            if len(args) < 2 and "attrs" not in kwargs:  # not the module of a graph
                 return load()
             module = _LaterModule(path, load)
             self._waiting.append(module)
@@ -71,8 +71,8 @@ class LaterModules:
             yield
 
     def load(self, compiled: Any) -> None:
-        """Load what waits; the compiled graph then calls it without a detour. ``current_callable``,
-        ``compiled_fn_runner``, ``recursively_apply_fns``: 2.13."""
+        """Load the modules that wait; the compiled graph then calls them directly.
+        ``current_callable``, ``compiled_fn_runner``, ``recursively_apply_fns``: 2.13."""
         for module in self._waiting:
             loaded = module.loaded
             if getattr(compiled, "current_callable", None) == module.call:
@@ -84,7 +84,7 @@ class LaterModules:
 
 
 class _LaterModule:
-    """Stands for a module that is not loaded yet; its first call would load it."""
+    """Stands in for a module that is not loaded yet; its first call loads it."""
 
     def __init__(self, path: str, load: Callable[[], Any]) -> None:
         self.__file__ = path
@@ -101,18 +101,18 @@ class _LaterModule:
         if name in (
             "runner",
             "recursively_apply_fns",
-        ):  # asked for of every module; not all have them
+        ):  # torch asks every module for these; not all have them
             raise AttributeError(name)
         return getattr(self.loaded, name)
 
 
 def _origins_of(buffer: Any) -> Any:
-    """The origins of a buffer; what an operator writes into has none."""
+    """The origins of a buffer; a buffer that an operator writes into has none."""
     return buffer.get_origins() if hasattr(buffer, "get_origins") else ()
 
 
 def _origins(lowering: Any) -> dict[str, str]:
-    """For each buffer the name of the last node that went into it. 2.11, 2.13."""
+    """For each buffer, the name of the last node that went into it. 2.11, 2.13."""
     found = {}
     for name, buffer in lowering.name_to_buffer.items():
         node = buffer.get_origin_node() or next(reversed(list(_origins_of(buffer))), None)
@@ -122,7 +122,7 @@ def _origins(lowering: Any) -> dict[str, str]:
 
 
 class _StubModule:
-    """Stands where a compiled module would, where nobody calls the result."""
+    """Stands in for a compiled module whose result nobody calls."""
 
     __file__ = __file__
     key = ""

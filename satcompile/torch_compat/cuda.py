@@ -1,4 +1,4 @@
-"""What torch's libraries take on a GPU."""
+"""Memory that torch's libraries take on a GPU."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from satcompile.torch_compat.versions import version
 
 
 def blas_workspace_bytes() -> int | None:
-    """What torch takes for cuBLAS and cuBLASLt in each thread that multiplies on the current CUDA
-    device, and keeps; where workspaces do not stay, the most that it takes for one product. Torch's own
-    answer, the user's settings (CUBLAS_WORKSPACE_CONFIG and others) among its reasons. None where it
-    cannot be asked.
+    """Bytes that torch takes and keeps for cuBLAS and cuBLASLt in each thread that multiplies on
+    the current CUDA device. Where workspaces do not stay, the most bytes that it takes for one
+    product. Torch itself gives the figures, which depend on the user's settings
+    (CUBLAS_WORKSPACE_CONFIG and others). None where torch cannot be asked.
 
-    No Python name leads to these two functions; the library exports them. Where both libraries share
-    one workspace, as from 2.12 on, the second is counted too many: 1 MiB. 2.11, 2.14 (CUDA builds).
+    No Python name leads to these two functions; the library exports them. Where both libraries
+    share one workspace, as from 2.12 on, the second adds 1 MiB too much.
+    2.11, 2.14 (CUDA builds).
     """
     library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cuda.so")
     try:
@@ -34,9 +35,9 @@ def blas_workspace_bytes() -> int | None:
 
 
 def blas_workspaces_stay() -> bool:
-    """Whether torch keeps what it has given cuBLAS and cuBLASLt. From 2.15 on (pull request 194311) it
-    takes a workspace for each product and gives it back behind it, unless the user asks for the cache.
-    2.11, 2.14, 2.15 (CUDA builds)."""
+    """Whether torch keeps the workspaces of cuBLAS and cuBLASLt. From 2.15 on (pull request 194311)
+    it takes a workspace for each product and frees it afterwards, unless the user asks for the
+    cache. 2.11, 2.14, 2.15 (CUDA builds)."""
     return version() < (2, 15) or os.environ.get("TORCH_CUBLAS_WORKSPACE_CACHE") == "1"
 
 

@@ -11,8 +11,8 @@ import torch
 
 
 def inside_data_parallel() -> bool:
-    """Whether a forward of DistributedDataParallel is under way: its hooks lie where Python
-    cannot see them. 2.11, 2.13."""
+    """Whether a forward of DistributedDataParallel is running, whose hooks Python cannot see.
+    2.11, 2.13."""
     if not torch.distributed.is_available():
         return False
     from torch.nn.parallel import DistributedDataParallel
@@ -21,8 +21,8 @@ def inside_data_parallel() -> bool:
 
 
 def active_process_group() -> Any | None:
-    """The processes among which the DistributedDataParallel whose forward is under way sums
-    gradients; None outside one. 2.11, 2.13."""
+    """The group of processes over which the running DistributedDataParallel sums gradients; None
+    outside its forward. 2.11, 2.13."""
     if not torch.distributed.is_available():
         return None
     from torch.nn.parallel import DistributedDataParallel
@@ -32,13 +32,13 @@ def active_process_group() -> Any | None:
 
 
 def sum_over(group: Any, values: torch.Tensor) -> None:
-    """Sum in place over the processes of a group; all of them must call it."""
+    """Sum ``values`` in place over the processes of a group; all of them must call this."""
     torch.distributed.all_reduce(values, group=group)
 
 
 def gathered_by_fully_shard(parameters: Sequence[Any]) -> bool:
-    """Whether some of these are what FSDP2 gathers for the time of a module's forward or backward.
-    They are plain parameters with no mark on them; ``FSDPParam._unsharded_param`` refers to each.
+    """Whether FSDP2 has gathered some of these parameters for a module's forward or backward.
+    Gathered parameters are plain and carry no mark; ``FSDPParam._unsharded_param`` refers to each.
     2.11, 2.13."""
     module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
     if module is None or not parameters:

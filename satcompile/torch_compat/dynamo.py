@@ -1,4 +1,4 @@
-"""Dynamo: the frame and the graph that it hands over, and what surrounds a backend's call."""
+"""Dynamo: the frame and the graph that it hands over, and the context of a backend's call."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import sympy
 import torch
 from torch import fx
 
-# Public: a size that is to become a symbol; what Dynamo raises where it makes no graph. 2.11, 2.13.
+# Public: marks a size as a symbol; errors that Dynamo raises where it makes no graph. 2.11, 2.13.
 from torch._dynamo import mark_dynamic  # noqa: F401
 
-# Raised from a backend, a class that inherits ShortenTraceback reaches the user as itself and
-# not inside BackendCompilerFailed. 2.11, 2.13.
+# If a backend raises a subclass of ShortenTraceback, the error reaches the user as itself and not
+# inside BackendCompilerFailed. 2.11, 2.13.
 from torch._dynamo.exc import (  # noqa: F401
     ShortenTraceback,
     TorchDynamoException,
     Unsupported,
 )
 
-# What a backend may raise to have the graph left to eager, with a warning. 2.11, 2.13, 2.14.
+# Errors by which a backend leaves the graph to eager, with a warning. 2.11, 2.13, 2.14.
 from torch._dynamo.exc import exceptions_allowed_to_be_fallback as LEFT_TO_EAGER  # noqa: F401
 
 from satcompile.torch_compat.tensors import is_fake
 
 
 def compiled_autograd_enabled() -> bool:
-    """Compiled autograd would trace through our backward and drop what we put there."""
+    """Whether compiled autograd is on: it would trace our backward and drop what we put there."""
     from torch._dynamo import compiled_autograd, config
 
     if config.compiled_autograd:
@@ -44,17 +44,17 @@ def compiled_autograd_enabled() -> bool:
 
 
 def suppress_errors_enabled() -> bool:
-    """Dynamo would turn any error of ours, ``BudgetError`` too, into an eager run."""
+    """Whether Dynamo turns any error of ours, ``BudgetError`` too, into an eager run."""
     from torch._dynamo import config
 
     return bool(config.suppress_errors)
 
 
 def is_part_of_call(gm: fx.GraphModule) -> bool:
-    """Whether the graph that Dynamo has handed over is one of several of a call, for all that is
-    known while it is compiled: it ends at a graph break, or code of a broken frame around it runs
-    in eager between ``torch.compile``'s entry and the frame that is compiled.
-    ``compile_subgraph_reason``, ``eval_frame.compile_wrapper``: 2.11, 2.13."""
+    """Whether Dynamo's graph is one of several of a call, as far as that is known while it is
+    compiled. It is if it ends at a graph break, or if a broken frame runs in eager between
+    ``torch.compile``'s entry and the compiled frame. ``compile_subgraph_reason``,
+    ``eval_frame.compile_wrapper``: 2.11, 2.13."""
     reason = getattr(gm, "compile_subgraph_reason", None)
     if getattr(reason, "graph_break", False):
         return True
@@ -94,23 +94,23 @@ def current_compile_id() -> tuple[str, int, int] | None:
 
 
 def is_of_streams(node: fx.Node) -> bool:
-    """Whether Dynamo traced it from a CUDA stream or an event: operators of the namespace ``streams``,
-    defined in ``torch._dynamo.variables.streams``. 2.11, 2.13, 2.15. AOTAutograd wraps them into
-    ``control_deps``. 2.15."""
+    """Whether Dynamo traced a node from a CUDA stream or event. Such operators are in the namespace
+    ``streams``, defined in ``torch._dynamo.variables.streams``: 2.11, 2.13, 2.15. AOTAutograd wraps
+    them into ``control_deps``: 2.15."""
     name = str(node.target)
     return node.op == "call_function" and (name.startswith("streams.") or name == "control_deps")
 
 
 def copy_of_captured(gm: fx.GraphModule) -> fx.GraphModule:
-    """Dynamo's graph once more, to be compiled: nodes are copied, tensors shared.
+    """A copy of Dynamo's graph, to be compiled again: nodes are copied, tensors are shared.
 
-    ``copy.deepcopy`` would copy constants, and lose what Dynamo tells AOTAutograd by attributes
-    of the module and of its placeholders: which inputs are parameters, and where each comes from.
+    ``copy.deepcopy`` would copy constants. It would also lose attributes of the module and of its
+    placeholders, which tell AOTAutograd which inputs are parameters and where each comes from.
     Torch's own partitioner would then save other values. ``_param_name_to_source``,
     ``_dynamo_source``: 2.11, 2.13.
     """
     copied = fx.GraphModule(gm, copy.deepcopy(gm.graph), class_name=type(gm).__name__)
-    for name, body in gm.named_children():  # of checkpoint regions and the like
+    for name, body in gm.named_children():  # bodies of checkpoint regions and the like
         if isinstance(body, fx.GraphModule) and hasattr(copied, name):
             setattr(copied, name, copy_of_captured(body))
     copied.meta = dict(gm.meta)
@@ -125,9 +125,9 @@ def copy_of_captured(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 class CompilationContext:
-    """What surrounds a backend's call in Dynamo, kept to compile the same graph once more.
+    """The context of a backend's call in Dynamo, kept to compile the same graph again.
 
-    Fake tensors, symbolic sizes and their guards live in it. ``TracingContext``,
+    It holds fake tensors, symbolic sizes and their guards. ``TracingContext``,
     ``CompileContext``, ``ShapeEnv.frozen``, ``ShapeEnv.guards``, ``ShapeEnv.replacements``,
     ``TensorifyState.force_specializations``: 2.11, 2.13, 2.14.
     """
@@ -138,7 +138,7 @@ class CompilationContext:
 
         self._tracing, self._compile = TracingContext.try_get(), CompileContext.try_get()
         self._constant_floats = frozenset(TensorifyState.force_specializations)
-        # Autocast decides what is traced; Dynamo guards on it, but a report is asked for anywhere.
+        # Autocast affects the trace. Dynamo guards on it, but users ask for a report anywhere.
         self._autocast = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in ("cpu", "cuda")
@@ -146,7 +146,7 @@ class CompilationContext:
 
     @contextlib.contextmanager
     def _modes(self) -> Iterator[None]:
-        """Gradients and autocast as they were in Dynamo's call."""
+        """Inside, gradients and autocast are as they were in Dynamo's call."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self._floats_known())
@@ -157,8 +157,8 @@ class CompilationContext:
 
     @contextlib.contextmanager
     def _floats_known(self) -> Iterator[None]:
-        """Which of Python's floats have become constants. AOTAutograd asks Dynamo to begin again
-        with each that it does not know for one, and Dynamo forgets them when it is done."""
+        """Inside, AOTAutograd knows which Python floats have become constants. For a float that it
+        does not know, it asks Dynamo to start again, and Dynamo forgets them when it is done."""
         from torch._dynamo.symbolic_convert import TensorifyState
 
         before = set(TensorifyState.force_specializations)
@@ -170,7 +170,7 @@ class CompilationContext:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """What torch logs and traces inside carries the id of Dynamo's compilation.
+        """Inside, torch's logs and traces carry the id of Dynamo's compilation.
         ``compile_context``: 2.11, 2.13."""
         from torch._guards import compile_context
 
@@ -206,8 +206,8 @@ class CompilationContext:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[list[Any]]:
-        """Compile inside. Dynamo has installed its guards and does not look for new ones: on
-        exit, the yielded list has the conditions on symbols that have come up meanwhile."""
+        """Compile inside. Dynamo has installed its guards and does not look for new ones. On
+        exit, the yielded list has the new conditions on symbols."""
         from torch._guards import tracing
 
         assert self._tracing is not None
@@ -218,7 +218,7 @@ class CompilationContext:
                 yield conditions
             return
         frozen, num_guards, replaced = env.frozen, len(env.guards), dict(env.replacements)
-        env.frozen = False  # frozen, it would drop new guards with no more than a log line
+        env.frozen = False  # if frozen, it would drop new guards and only log a line
         try:
             with self._modes(), self.named(), tracing(self._tracing):
                 yield conditions
@@ -234,8 +234,8 @@ class CompilationContext:
 
 @contextlib.contextmanager
 def without_memory_of_sizes() -> Iterator[None]:
-    """What Dynamo compiles inside leaves no trace in its memory of sizes, by which it makes those that
-    varied symbols from then on. ``pgo.get_code_state``: 2.11, 2.13."""
+    """Keep compilations inside out of Dynamo's memory of sizes, by which it turns sizes that varied
+    into symbols from then on. ``pgo.get_code_state``: 2.11, 2.13."""
     from torch._dynamo import pgo
 
     before = copy.deepcopy(dict(pgo.get_code_state()))
@@ -248,20 +248,20 @@ def without_memory_of_sizes() -> Iterator[None]:
 
 
 def original_callable(compiled: Any) -> Any:
-    """What ``torch.compile`` was given, of what it returned for a function. 2.11, 2.13."""
+    """The function that ``torch.compile`` was given, from the one it returned. 2.11, 2.13."""
     return getattr(compiled, "_torchdynamo_orig_callable", compiled)
 
 
 def compiled_graphs() -> int:
-    """Graphs that Dynamo has compiled in this process. 2.11, 2.13."""
+    """The number of graphs that Dynamo has compiled in this process. 2.11, 2.13."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
 
 
 def parameter_name(placeholder: fx.Node) -> str:
-    """A parameter's path in its module as Dynamo knows it, of an input of Dynamo's graph; the node's
-    own name where it does not. ``Source.name``: a method in 2.11, a property in 2.13."""
+    """The module path of the parameter behind an input of Dynamo's graph; the node's own name where
+    Dynamo knows no path. ``Source.name``: a method in 2.11, a property in 2.13."""
     source = getattr(placeholder, "_dynamo_source", None)
     name = getattr(source, "name", "")
     text = name() if callable(name) else str(name)

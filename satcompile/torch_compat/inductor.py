@@ -1,4 +1,4 @@
-"""Inductor: its entries, its settings, what it fuses, lowers and calls."""
+"""Inductor: its entries, its settings, its fusions and lowerings, and the kernels that it calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compile_fx(*args: Any, **kwargs: Any) -> Any:
 
 
 def compile_fx_inner(*args: Any, **kwargs: Any) -> Any:
-    """Inductor's compile of one graph; ``is_backward`` among its keywords. 2.11, 2.13."""
+    """Inductor's compilation of one graph; takes the keyword ``is_backward``. 2.11, 2.13."""
     from torch._inductor.compile_fx import compile_fx_inner as inductor_compile_fx_inner
 
     return inductor_compile_fx_inner(*args, **kwargs)
@@ -34,7 +34,7 @@ def inductor_config() -> Any:
 
 
 def uses_cuda_graphs(patches: Mapping[str, Any]) -> bool:
-    """Whether Inductor, with its settings patched so, records CUDA graphs.
+    """Whether Inductor records CUDA graphs with these patches of its settings.
     ``config.triton.cudagraphs``: 2.11, 2.13, 2.14."""
     return bool(patches.get("triton.cudagraphs", inductor_config().triton.cudagraphs))
 
@@ -45,8 +45,8 @@ def inductor_config_keys() -> frozenset[str]:
 
 
 def spell_out_scaled_sums(graph: fx.Graph) -> None:
-    """``add(x, mm, alpha=a)`` becomes ``add(x, mul(mm, a))``: Inductor's pattern for ``addmm`` takes
-    the sum and forgets its factor (2.11 and 2.13), as in a moving average's
+    """Write ``add(x, mm, alpha=a)`` as ``add(x, mul(mm, a))``: Inductor's pattern for ``addmm``
+    takes the sum and drops its factor (2.11 and 2.13), as in a moving average:
     ``average.mul_(0.9).add_(a @ b, alpha=0.1)``."""
     aten = torch.ops.aten
     products = set(graph.find_nodes(op="call_function", target=aten.mm.default))
@@ -64,8 +64,8 @@ def spell_out_scaled_sums(graph: fx.Graph) -> None:
 
 @contextlib.contextmanager
 def _replaced(owner: type, name: str, method: Any) -> Iterator[None]:
-    """A method of torch's is another one inside: where torch has no hook."""
-    original = vars(owner)[name]  # as it stands there: a class's or a static method, too
+    """Replace a method of torch's inside, where torch has no hook."""
+    original = vars(owner)[name]  # as it is stored: a class method or a static method, too
     setattr(owner, name, method)
     try:
         yield
@@ -75,20 +75,20 @@ def _replaced(owner: type, name: str, method: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fusing_in_order() -> Iterator[None]:
-    """Inductor fuses nothing that moves what a plan has put in order, in any graph compiled inside.
+    """In graphs compiled inside, Inductor makes no fusion that undoes a plan's order.
 
-    Two kernels that merely read the same are not fused: one of the two would move to where the
-    other stands, and with it every value that one of them makes or keeps alive; recomputation
-    planned for late would run early. Nor is a reduction with a reader that waits for something
-    made later, as a sum of two passes' gradients does: what it reduces, which is larger than its
-    result, would be kept until then. Other fusions of a producer with its reader, and of a row
-    with a column reduction of the same values (GPU), stay. The caller's cache key must tell this
-    policy.
+    Inductor does not fuse two kernels that merely read the same values. One of the two would move
+    to the other's place, and with it every value that one of them makes or keeps alive;
+    recomputation planned for late would run early. Nor does Inductor fuse a reduction with a reader
+    that waits for a later value, as a sum of two passes' gradients does. The reduction's input,
+    which is larger than its result, would be kept until then. Other fusions of a producer with its
+    reader stay, and so do fusions of a row with a column reduction of the same values (GPU). The
+    caller's cache key must reflect this policy.
 
-    What else Inductor chooses stays with whom it asked before: a user's ``inductor_choices_class``, or
-    what ``register_inductor_choices`` (2.15) has put together. That composes contributors by the first
-    that overrides a method, for the whole process; here both must agree, for one compilation.
-    ``InductorChoices``, names of the scheduler: 2.11, 2.13, 2.15.
+    Inductor's other choices stay with their earlier source: a user's ``inductor_choices_class``, or
+    the object that ``register_inductor_choices`` (2.15) composes. In that object the first
+    contributor that overrides a method decides, for the whole process. Here both must agree, for
+    one compilation. ``InductorChoices``, names of the scheduler: 2.11, 2.13, 2.15.
     """
     from torch._inductor.scheduler import MixOrderReduction
     from torch._inductor.virtualized import V
@@ -114,12 +114,11 @@ def fusing_in_order() -> Iterator[None]:
 
 @contextlib.contextmanager
 def turning_where_used() -> Iterator[None]:
-    """In graphs compiled inside, what a graph is given is brought into a convolution's layout by the
-    convolution, for itself.
+    """In graphs compiled inside, each convolution copies graph inputs to its layout for itself.
 
-    Inductor else makes the copy in place of the input, and what is saved for the backward is the copy:
-    of all weights that convolve, say. The caller's cache key must tell this.
-    ``GraphLowering.find_nodes_prefer_channels_last``: 2.11, 2.13, 2.14.
+    Inductor otherwise puts the copy in the input's place, and the graph saves the copy for the
+    backward: for example, copies of all convolution weights. The caller's cache key must reflect
+    this. ``GraphLowering.find_nodes_prefer_channels_last``: 2.11, 2.13, 2.14.
     """
     from torch._inductor.graph import GraphLowering
 
@@ -137,10 +136,10 @@ def turning_where_used() -> Iterator[None]:
 
 @contextlib.contextmanager
 def freeing_at_once() -> Iterator[None]:
-    """In graphs compiled inside, a buffer is freed behind its last reader, as a plan counts it.
+    """In graphs compiled inside, a buffer is freed after its last reader, as a plan counts it.
 
-    Inductor else keeps one of the size that a later kernel wants, where by its own estimate the peak
-    is not higher for it. Where the next kernel wants it, that stays. The caller's cache key must tell
+    Inductor otherwise keeps a buffer of the size that a later kernel needs, if by its own estimate
+    the peak is not higher. Reuse by the next kernel stays. The caller's cache key must reflect
     this. ``AllocateLine.should_reuse_buffer``: 2.11, 2.13, 2.14.
     """
     from torch._inductor.codegen.wrapper import AllocateLine
@@ -154,7 +153,7 @@ def freeing_at_once() -> Iterator[None]:
 
 
 def _waits_beyond(scheduler: Any, producer: Any, reader: Any) -> bool:
-    """Whether a reader of ``producer`` waits for something that is made behind it, too."""
+    """Whether a reader of ``producer`` also waits for a value that is made after it."""
     for dependency in reader.unmet_dependencies:
         buffer = scheduler.name_to_buf.get(dependency.name)
         if buffer is None or buffer.defining_op is None:  # an input of the graph
@@ -166,16 +165,16 @@ def _waits_beyond(scheduler: Any, producer: Any, reader: Any) -> bool:
 
 
 def _key_of_pass(theirs: Any) -> Any:
-    """A user's pass as caches know it. What one without a key does is not known, so its code is
-    not to be found again; torch by itself keeps such passes from its cache."""
+    """The cache key of a user's pass. A pass without a key may do anything, so a random key keeps
+    caches from finding its code again; torch itself does not cache such passes."""
     key = theirs.uuid() if hasattr(theirs, "uuid") else None
     return os.urandom(16).hex() if key is None else key
 
 
 @contextlib.contextmanager
 def rewriting_last(rewrite: Callable[[fx.Graph], Any], key: str) -> Iterator[None]:
-    """Graphs compiled inside are handed to ``rewrite`` behind Inductor's own rewriting, which may
-    move readers, and behind a pass that the user set there. ``key`` tells caches what it does.
+    """Hand graphs compiled inside to ``rewrite`` after Inductor's own rewriting, which may move
+    readers, and after a pass that the user set there. ``key`` tells caches what ``rewrite`` does.
     ``post_grad_custom_post_pass``: 2.11 (one pass), 2.13 (one or several)."""
     from torch._inductor import config
     from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -199,12 +198,12 @@ def rewriting_last(rewrite: Callable[[fx.Graph], Any], key: str) -> Iterator[Non
 
 
 def lower_as_writer(op: Any, written: int) -> None:
-    """Have Inductor call ``op``, which writes into the tensors of its argument at ``written``,
-    behind all that reads them.
+    """Have Inductor call ``op`` after all readers of the tensors that it writes into, which are
+    those of its argument at ``written``.
 
-    Inductor computes a pointwise value where it is used, which may be behind the writer. It knows
-    and computes such values when it meets a writer, but by itself only after it has given the
-    writer its place (``FallbackKernel``: 2.11, 2.13). ``mark_buffer_mutated``: 2.11, 2.13.
+    Inductor computes a pointwise value where it is used, which may be after the writer. It does
+    compute such values when it meets a writer, but by itself only after it has placed the writer
+    (``FallbackKernel``: 2.11, 2.13). ``mark_buffer_mutated``: 2.11, 2.13.
     """
     from torch._inductor.lowering import fallback_handler, register_lowering
     from torch._inductor.virtualized import V
@@ -231,7 +230,7 @@ def load_cpp(source: str) -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     asks = "needs_vec_isa" in inspect.signature(CppCodeCache.load_async).parameters
-    # Inductor writes vectors out and leaves loops as they are. A root that sets errno cannot be
-    # taken of several numbers at once.
+    # Inductor writes vector code itself and leaves loops as they are. A square root that sets errno
+    # cannot be vectorised.
     flags = ("-ftree-loop-vectorize", "-fno-math-errno")
     return CppCodeCache.load(source, extra_flags=flags, **({"needs_vec_isa": True} if asks else {}))

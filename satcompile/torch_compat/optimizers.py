@@ -12,10 +12,10 @@ import torch
 
 
 def watch_optimizers_given(told: Callable[[torch.optim.Optimizer], None]) -> None:
-    """Call ``told`` with every optimizer that has been given parameters, as each is when it is made,
-    or a state, as by ``load_state_dict``, a copy, and unpickling. Torch has public hooks for neither
-    (``register_optimizer_step_post_hook`` comes with the first step only). Both are methods of the
-    base class, which subclasses extend and call. 2.11, 2.13."""
+    """Call ``told`` with every optimizer that has been given parameters, as each is when it is
+    made, or a state, as by ``load_state_dict``, a copy, and unpickling. Torch has a public hook for
+    neither (``register_optimizer_step_post_hook`` runs at the first step at the earliest). Both are
+    methods of the base class; subclasses extend and call them. 2.11, 2.13."""
     from torch.optim import Optimizer
 
     def watched(original: Any) -> Any:
@@ -32,8 +32,8 @@ def watch_optimizers_given(told: Callable[[torch.optim.Optimizer], None]) -> Non
 
 
 def watch_loss_scaling(scaled: Callable[[], None]) -> None:
-    """Call ``scaled`` whenever a GradScaler, of whatever instance, scales a loss: the factor is
-    not to be seen in the gradients. ``GradScaler._enabled``: 2.11, 2.13."""
+    """Call ``scaled`` whenever any GradScaler scales a loss: the gradients do not show the factor.
+    ``GradScaler._enabled``: 2.11, 2.13."""
     from torch.amp import GradScaler
 
     original = GradScaler.scale
@@ -51,10 +51,11 @@ def watch_loss_scaling(scaled: Callable[[], None]) -> None:
 
 
 def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None, bool], None]) -> None:
-    """Call ``about_to_clip`` before torch clips gradients: with the parameters (norm), or with
-    None where not one gradient was found (values); and whether anything can be clipped at all, as
-    a limit of infinity only asks for the norm. ``clip_grad_norm_`` and ``clip_grad_value_``,
-    under whatever name they were imported, look these helpers up in their module. 2.11, 2.13."""
+    """Call ``about_to_clip`` before torch clips gradients. Its first argument is the parameters
+    (norm), or None where there is no gradient at all (values). The second says whether anything can
+    be clipped: an infinite limit only asks for the norm. ``clip_grad_norm_`` and
+    ``clip_grad_value_`` look these helpers up in their module, under whatever name the two were
+    imported. 2.11, 2.13."""
     from torch.nn.utils import clip_grad
 
     by_norm, by_value = (
@@ -82,15 +83,15 @@ def watch_clipping(about_to_clip: Callable[[Sequence[Any] | None, bool], None]) 
 
 
 def counts_for_schedulers(step: Any) -> bool:
-    """Whether ``step`` is what a learning-rate scheduler put into an optimizer, to see whether it
+    """Whether ``step`` is a learning-rate scheduler's wrapper, which records that the optimizer
     steps first. ``_wrapped_by_lr_sched``: 2.11, 2.13."""
     return hasattr(step, "_wrapped_by_lr_sched")
 
 
 def take_over_step(optimizer: torch.optim.Optimizer, is_scheduled: bool) -> None:
-    """After an optimizer's class has changed: let its new ``step`` run torch's hooks, count for
-    schedulers that wrapped the old one, and get unscaled gradients from a GradScaler, which hands
-    its scale to optimizers that say they know it. ``_patch_step_function``, ``_opt_called``,
+    """After an optimizer's class has changed, let its new ``step`` run torch's hooks, count for
+    schedulers that wrapped the old one, and get unscaled gradients from a GradScaler. (It hands its
+    scale to optimizers that declare support for it.) ``_patch_step_function``, ``_opt_called``,
     ``_step_supports_amp_scaling``: 2.11, 2.13."""
     optimizer._patch_step_function()
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -22,9 +22,9 @@ def default_op_types() -> Any:
 
 
 def prepare_joint_graph(joint: fx.GraphModule, num_forward_outputs: int) -> fx.GraphModule:
-    """What torch's own partitioner does before it decides: dead code, common subexpressions,
-    the tags of checkpoint regions, and marks on what must be saved (collectives, operators
-    with effects, sources of mutations). 2.11, 2.13, 2.14.
+    """Do what torch's own partitioner does before it decides: remove dead code and common
+    subexpressions, clean the tags of checkpoint regions, and mark the values that must be saved
+    (collectives, operators with effects, sources of mutations). 2.11, 2.13, 2.14.
     """
     joint.graph.eliminate_dead_code()
     joint.recompile()
@@ -40,8 +40,8 @@ def prepare_joint_graph(joint: fx.GraphModule, num_forward_outputs: int) -> fx.G
 
 
 def _without_duplicates(joint: fx.GraphModule, num_forward_outputs: int) -> fx.Graph:
-    """From 2.14 on torch keeps what the forward alone needs apart from an equal value that the
-    backward needs; with one value for both the default plan would be another than torch's.
+    """From 2.14 on torch does not merge a value that the forward alone needs with an equal value
+    that the backward needs. With one value for both, the default plan would differ from torch's.
     ``fx_graph_cse``: 2.11, 2.13; its ``extra_node_key``: 2.14."""
     from torch._functorch.compile_utils import fx_graph_cse
 
@@ -60,8 +60,8 @@ def _without_duplicates(joint: fx.GraphModule, num_forward_outputs: int) -> fx.G
 
 
 def budget_of_region(joint: fx.GraphModule) -> float | None:
-    """What ``torch.autograd.graph.region_activation_memory_budget`` (2.14), or the mark before it,
-    asks of torch's own partitioner. ``node.meta["memory_budget"]``: 2.11, 2.13;
+    """The budget that ``torch.autograd.graph.region_activation_memory_budget`` (2.14), or the older
+    mark, sets for torch's own partitioner. ``node.meta["memory_budget"]``: 2.11, 2.13;
     ``_get_memory_budget_annotation``: 2.14."""
     asked_of = getattr(partitioners, "_get_memory_budget_annotation", lambda node: None)
     for node in joint.graph.nodes:
@@ -74,8 +74,8 @@ def budget_of_region(joint: fx.GraphModule) -> float | None:
 
 
 def forget_checkpoint_regions(joint: fx.GraphModule) -> int:
-    """Take the tags of ``torch.utils.checkpoint`` off a joint graph; how many there were. What a
-    policy says must be saved stays. ``must_recompute``: 2.11, 2.13."""
+    """Remove the tags of ``torch.utils.checkpoint`` from a joint graph; returns how many there
+    were. Tags of values that a policy saves stay. ``must_recompute``: 2.11, 2.13."""
     tagged = [node for node in joint.graph.nodes if partitioners.must_recompute(node)]
     for node in tagged:
         del node.meta["recompute"]
@@ -84,7 +84,7 @@ def forget_checkpoint_regions(joint: fx.GraphModule) -> int:
 
 
 def must_be_saved(node: fx.Node) -> None:
-    """Tag ``node`` as torch's partitioner knows it: not to be computed again. 2.11, 2.13."""
+    """Tag ``node`` for torch's partitioner: it must not be computed again. 2.11, 2.13."""
     from torch.utils.checkpoint import CheckpointPolicy
 
     node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
@@ -103,7 +103,7 @@ def forward_backward_outputs(
 
 
 def set_backward_distances(joint: fx.GraphModule, roles: Any) -> None:
-    """The attribute that torch's minimum cut weighs values with: steps to the backward."""
+    """Set the attribute by which torch's minimum cut weighs values: steps to the backward."""
     for node in reversed(joint.graph.nodes):
         if node.op == "output":
             node.dist_from_bw = int(1e9)
@@ -115,7 +115,7 @@ def set_backward_distances(joint: fx.GraphModule, roles: Any) -> None:
 
 
 def default_saved_values(joint: fx.GraphModule, roles: Any, memory_budget: float) -> list[fx.Node]:
-    """What torch's own partitioner would save at a fraction of activation bytes (1: default)."""
+    """Values that torch's own partitioner saves at a fraction of activation bytes (1: default)."""
     set_backward_distances(joint, roles)
     return list(
         partitioners.choose_saved_values_set(joint.graph, roles, memory_budget=memory_budget)
@@ -142,7 +142,7 @@ def is_backward_state(node: fx.Node) -> bool:
 
 
 def is_opaque(node: fx.Node) -> bool:
-    """Script objects and the like; 2.13 only, older versions have no such nodes."""
+    """Whether a node is a script object or the like; 2.13 only, older versions have none."""
     check = getattr(partitioners, "is_opaque_node", None)
     return bool(check(node)) if check is not None else False
 
@@ -162,7 +162,7 @@ def replays_random_state(joint: fx.GraphModule, draws: Callable[[fx.Node], bool]
     in the forward and draws again from it in the backward, one to one.
 
     Args:
-        draws: whether a node does. Torch goes by tags, and attention has the tag even where it
+        draws: whether a node draws. Torch goes by tags, and attention has the tag even where it
             drops nothing.
 
     2.11, 2.13.
@@ -175,8 +175,8 @@ def replays_random_state(joint: fx.GraphModule, draws: Callable[[fx.Node], bool]
 def _replaying_no_more_than(
     joint: fx.GraphModule, draws: Callable[[fx.Node], bool]
 ) -> Iterator[None]:
-    """Inside, torch replays from a saved state what draws random numbers, and nothing else. To replay
-    attention without dropout would gain nothing, and tie the backward to torch's order.
+    """Inside, torch replays from a saved state only the nodes that draw random numbers. Replaying
+    attention without dropout would gain nothing and would tie the backward to torch's order.
     ``must_recompute``, which looks at a node's tag: 2.11, 2.13."""
     hidden = {
         node: node.meta["recompute"]
@@ -204,7 +204,7 @@ def has_side_effect(node: fx.Node) -> bool:
 
 @contextlib.contextmanager
 def _traced_as(joint: fx.GraphModule) -> Iterator[None]:
-    """Outside of a compilation, the context in which the graph's values were made: random states
+    """Outside a compilation, enter the context in which the graph's values were made: random states
     that cross are traced in it. ``detect_fake_mode``, ``TracingContext``: 2.11, 2.13."""
     from torch._guards import TracingContext, detect_fake_mode, tracing
 
@@ -225,10 +225,10 @@ def finish_modules(
     draws: Callable[[fx.Node], bool],
     reorder: Callable[[fx.GraphModule], fx.GraphModule] | None = None,
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """What torch's partitioner does after it split: random state shared by the two copies of
-    operators in checkpoint regions, recomputation as late as its readers allow (or the order
-    that ``reorder`` gives the backward), early ``getitem``, random state of nested graphs.
-    2.11, 2.13.
+    """Do what torch's partitioner does after the split: share random state between the two copies
+    of operators in checkpoint regions, recompute as late as the readers allow (or in the order that
+    ``reorder`` gives the backward), move ``getitem`` early, and thread the random state of nested
+    graphs. 2.11, 2.13.
     """
     from torch._functorch.compile_utils import raise_getitems
 

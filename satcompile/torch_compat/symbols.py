@@ -1,4 +1,4 @@
-"""Sizes that are symbols: their hints, their expressions."""
+"""Symbolic sizes: their hints and their expressions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _sizes: ContextVar[Mapping[Any, int] | None] = ContextVar("sizes", default=None)
 
 @contextlib.contextmanager
 def planning_for(sizes: Mapping[Any, int]) -> Iterator[None]:
-    """Inside, ``size_hint`` knows symbols by these values, not by those of the first call."""
+    """Inside, ``size_hint`` takes these values for symbols, not those of the first call."""
     token = _sizes.set(sizes or None)
     try:
         yield
@@ -57,7 +57,7 @@ def size_expression(value: Any) -> Any:
 
 
 def new_shape_environment() -> Any:
-    """Where sizes that are symbols get their symbols. 2.11, 2.13."""
+    """An environment that gives symbolic sizes their symbols. 2.11, 2.13."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     return ShapeEnv()

@@ -12,7 +12,7 @@ import torch.utils._python_dispatch
 
 @contextlib.contextmanager
 def without_tracing() -> Iterator[None]:
-    """Real tensors for a while, inside a compilation that traces with fake ones. 2.11, 2.13."""
+    """Inside, tensors are real, even in a compilation that traces with fake ones. 2.11, 2.13."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily(), torch.utils._python_dispatch._disable_current_modes():
@@ -20,14 +20,14 @@ def without_tracing() -> Iterator[None]:
 
 
 def storage_address(storage: torch.UntypedStorage) -> int:
-    """Tells storages that are alive apart. ``_cdata``: 2.11, 2.13."""
+    """An address that tells live storages apart. ``_cdata``: 2.11, 2.13."""
     return storage._cdata
 
 
 class StorageReferences:
-    """Refers to storages without keeping their memory; while it does, no other storage is where
-    one of these was. ``UntypedStorage._weak_ref``, which returns what ``_cdata`` is, and
-    ``_free_weak_ref``: 2.11, 2.13."""
+    """Refers to storages without keeping their memory. While this object exists, no other storage
+    gets the address of one of these. ``UntypedStorage._weak_ref``, which returns the value of
+    ``_cdata``, and ``_free_weak_ref``: 2.11, 2.13."""
 
     __slots__ = ("_addresses",)
 
@@ -35,7 +35,7 @@ class StorageReferences:
         self._addresses: set[int] = set()
 
     def add(self, storage: torch.UntypedStorage) -> bool:
-        """Whether it was not referred to yet."""
+        """Add a reference; returns whether there was none to this storage yet."""
         address = storage._cdata
         if address in self._addresses:
             return False
@@ -44,7 +44,7 @@ class StorageReferences:
         return True
 
     def addresses(self) -> frozenset[int]:
-        """What storages are told apart by."""
+        """The addresses that tell the storages apart."""
         return frozenset(self._addresses)
 
     def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
@@ -72,7 +72,7 @@ def fake_mode_of(tensor: torch.Tensor) -> Any:
 
 
 def is_static_input(tensor: torch.Tensor) -> bool:
-    """Dynamo's mark on tensors whose memory outlives a call: parameters, buffers. 2.11, 2.13."""
+    """Whether Dynamo marked a tensor as outliving a call: parameters, buffers. 2.11, 2.13."""
     return bool(getattr(tensor, "_dynamo_static_input_type", None))
 
 
@@ -84,7 +84,7 @@ def is_wrapper_tensor(tensor: torch.Tensor) -> bool:
 
 
 def same_strided_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with the strides that generated code counts on."""
+    """A copy with the same strides, on which generated code relies."""
     copied = torch.empty_strided(
         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
     )

@@ -13,7 +13,7 @@ from torch import fx
 
 @contextlib.contextmanager
 def quiet_profiler() -> Iterator[None]:
-    """Kineto's own log lines off, unless the user set their level. 2.13 prints two per run."""
+    """Turn off Kineto's own log lines, unless the user set a level. 2.13 prints two per run."""
     name = "KINETO_LOG_LEVEL"
     if name in os.environ:
         yield
@@ -26,20 +26,20 @@ def quiet_profiler() -> Iterator[None]:
 
 
 def profiler_is_active() -> bool:
-    """Kineto records for one profiler at a time. 2.11, 2.13."""
+    """Whether a profiler is active: Kineto records for one at a time. 2.11, 2.13."""
     return bool(torch.autograd._profiler_enabled())
 
 
 def is_tracing() -> bool:
-    """Whether torch writes its structured trace (``TORCH_TRACE``). ``trace_log`` loses its handler
-    with the first thing that is traced where nobody asked for it. 2.11, 2.13."""
+    """Whether torch writes its structured trace (``TORCH_TRACE``). If nobody asked for the trace,
+    ``trace_log`` loses its handler at the first record. 2.11, 2.13."""
     from torch._logging._internal import trace_log
 
     return bool(trace_log.handlers)
 
 
 def trace_artifact(name: str, encoding: str, payload: Callable[[], Any]) -> None:
-    """Add a file to the structured trace, under the id of the compilation that is under way.
+    """Add a file to the structured trace, under the id of the running compilation.
 
     Args:
         name: of the file.

@@ -1,4 +1,4 @@
-"""Which versions of torch the names of this package were checked on."""
+"""The versions of torch on which the names of this package were checked."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def version() -> tuple[int, int]:
 
 
 def is_untested() -> bool:
-    """Whether this torch is newer than all that the private names here were checked on."""
+    """Whether this torch is newer than every version on which the names here were checked."""
     return version() > NEWEST_TESTED

@@ -1,1 +1,1 @@
-"""How weights change: optimizers, which tiles of a weight are trained, and the kernels of both."""
+"""How weights change: optimizers, which tiles of a weight are trained, and the kernels for both."""

@@ -1,16 +1,16 @@
 """The largest batch that fits, from one trace whose batch size is a symbol.
 
 Every size in the graph is an expression of the batch. A plan is a choice and two orders, which hold
-for all batches; so its peak at another batch is a replay with other sizes, and the largest batch is
-found by bisection. Low plans are made at the traced batch and again at the one found, until none
-has room for more; of large graphs, which take long, only once and where a plan of checkpoints alone
-finds room.
+for all batches. So its peak at another batch is a replay with other sizes, and bisection finds the
+largest batch. Low plans are made at the traced batch and again at the batch found, until no plan
+has room for more. For large graphs, which take long, low plans are made only once, at the batch for
+which a plan of checkpoints alone has room.
 
-The lowest plan may add many times the forward. So a third batch is found: the largest by a plan that
-adds no more than half the forward, the lowest such plan by bisection of the limit.
+The lowest plan may add many times the forward's time. So a third batch is found: the largest with a
+plan that adds no more than half the forward. Bisection of the limit finds the lowest such plan.
 
-Not exact: another plan might be lower at some batch in between. A vocabulary is not taken in chunks
-here, as chunks need sizes that are numbers.
+The result is not exact: another plan might be lower at some batch in between. A vocabulary is not
+split into chunks here, as chunks need sizes that are numbers.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ _MOST = 1 << 24  # samples; nothing asks for more
 _HALF, _NEARLY_HALF = 0.5, 0.45  # of the forward
 _SOLVES, _SOLVES_OF_LARGE = 5, 4  # at most, in search of the plan at half the forward
 _ROUNDS, _ROUNDS_OF_LARGE = 3, 1  # of planning at the largest batch that was found
-_LARGE = 2_000  # operations: of larger graphs, the lowest plan is made once, at a batch that a plan
-# of checkpoints alone has room for
+_LARGE = 2_000  # operations: for larger graphs, the lowest plan is made once, at a batch for which
+# a plan of checkpoints alone has room
 
 
 @dataclass(frozen=True)
 class LargestBatch:
-    """What fits into so many bytes.
+    """The largest batches that fit into a number of bytes.
 
     Attributes:
         within_bytes: for everything alive during a step.
-        default: the largest batch by torch.compile's own plan; None where not even one sample fits.
+        default: the largest batch by torch.compile's own plan; None if not even one sample fits.
         planned: the largest batch for which a plan was found.
-        added_share: of the forward's time that this plan adds there.
+        added_share: share of the forward's time that this plan adds there.
         at_half: the largest batch for which a plan was found that adds no more than half the
             forward's time.
-        at_half_share: of the forward's time that this plan adds.
-        peak_of_default: bytes at torch's own plan's peak as an expression of the batch ``b``: the
-            resident ones and those saved for the backward.
-        why_not: why none of this is known; "" where it is.
+        at_half_share: share of the forward's time that this plan adds.
+        peak_of_default: bytes at torch's own plan's peak as an expression of the batch ``b``:
+            resident bytes and bytes saved for the backward.
+        why_not: why none of this is known; "" if it is known.
     """
 
     within_bytes: int
@@ -121,7 +121,7 @@ def largest_batch(
 
 @dataclass(frozen=True)
 class _Fit:
-    """The largest batch by one plan, and the share of the forward that the plan adds."""
+    """The largest batch with one plan, and the share of the forward that the plan adds."""
 
     batch: int
     added_share: float
@@ -135,7 +135,7 @@ class _Fit:
 
 
 def _larger(one: _Fit | None, other: _Fit | None) -> _Fit | None:
-    """The fit of the larger batch; of the same batch, the one that adds less."""
+    """The fit with the larger batch; at equal batches, the fit that adds less."""
     if one is None or other is None:
         return one or other
     return max(one, other, key=lambda fit: (fit.batch, -fit.added_share))
@@ -148,7 +148,7 @@ def _largest(one: _Fit, others: Iterable[_Fit | None]) -> _Fit:
 
 
 class _Plans:
-    """What can be decided for a problem: the two ends, and one plan between them."""
+    """Plans of a problem: the two extremes, and one plan between them."""
 
     def __init__(self, problem: PlanningProblem, effort: int) -> None:
         searches = Searches()
@@ -163,15 +163,15 @@ class _Plans:
 
     @property
     def lows(self) -> list[Candidate]:
-        """The lowest plan, and those of low peaks that are made the same way at every batch."""
+        """The lowest plan, and plans of low peaks that are made the same way at every batch."""
         return [self.lowest, *self._search.lows]
 
     def checkpointed(self) -> Candidate | None:
-        """A low plan that is quickly made."""
+        """A low plan that is quick to make."""
         return self._search.checkpointed()
 
     def share_of(self, plan: Candidate) -> float:
-        """What a plan adds, as a share of the forward's time."""
+        """The time that a plan adds, as a share of the forward's time."""
         return plan.solution.time_us / max(self._problem.forward_time_us, 1e-9)
 
     def at_half(self) -> Candidate | None:
@@ -212,7 +212,7 @@ class _Sizes:
         self._known: dict[int, tuple[Step, int]] = {}
 
     def largest(self, plan: Candidate, within_bytes: int) -> int | None:
-        """The largest batch at which the plan's peak is within so many bytes."""
+        """The largest batch at which the plan's peak is within ``within_bytes``."""
         if self._peak_bytes(plan, 1) > within_bytes:
             return None
         fits, too_large = 1, 2
@@ -227,7 +227,7 @@ class _Sizes:
         return fits
 
     def expression_of(self, plan: Candidate) -> sympy.Expr:
-        """Resident and saved bytes, of the batch ``b``."""
+        """Resident and saved bytes, as an expression of the batch ``b``."""
         step, symbol = self.problem.step, self._symbolic.symbol
         saved = sum((self._expressions[s] for s in plan.saved - step.outputs), sympy.Integer(0))
         resident = self._at(2)[1], self._at(3)[1]

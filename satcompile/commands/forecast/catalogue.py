@@ -41,11 +41,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """The step that was asked for.
 
     Attributes:
         batch: samples.
-        sequence: tokens of each; None for what is usual for the model.
+        sequence: tokens of each; None for the model's usual number.
         dtype: of parameters and images: a key of the table above.
         train: "full", or "lora" for adapters of rank 16 on all linear layers.
     """
@@ -57,7 +57,7 @@ class Request:
 
 
 def names() -> tuple[str, ...]:
-    """Names of the models that are known."""
+    """Names of the known models."""
     return tuple(PUBLISHED)
 
 
@@ -68,7 +68,7 @@ def build(what: str, request: Request) -> Step:
     or a dict of keyword arguments.
 
     Raises:
-        OptionError: there is no such model, or it is not what it must be.
+        OptionError: there is no such model, or the function does not return what it must.
     """
     if ":" in what:
         return _from_function(what)
@@ -113,7 +113,7 @@ def from_config(path: Path, request: Request) -> Step:
 
 @contextlib.contextmanager
 def _said_of(what: str, wrong: str) -> Iterator[None]:
-    """Whatever somebody else's code raises becomes an answer that names what was asked for."""
+    """Turn any error of foreign code into an ``OptionError`` that names what was asked for."""
     try:
         yield
     except Exception as error:
@@ -138,7 +138,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_misspelled(path: Path, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """transformers keeps keys that it does not know, and builds another model than was meant."""
+    """Refuse misspelled keys: transformers would keep them and build another model than meant."""
     for key in settings:
         close = difflib.get_close_matches(key, list(known), 1, 0.8)
         if key not in known and close:
@@ -172,7 +172,7 @@ def _step(title: str, model: Any, config: Any, request: Request, sequence: int |
 
     dtype = _dtype(request.dtype)
     config.use_cache = False
-    # Their warnings are for who trains: deprecated names, layouts that adapters find out.
+    # Their warnings are for those who train: deprecated names, layouts that adapters detect.
     with fake_tensors(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with no_init_weights(), _made_in(dtype):
@@ -188,7 +188,7 @@ def _step(title: str, model: Any, config: Any, request: Request, sequence: int |
 
 
 class LossOnly(torch.nn.Module):
-    """A model of transformers that returns its loss alone: logits that are returned stay alive, and
+    """A model of transformers that returns its loss alone: returned logits would stay alive and
     have a gradient that nobody needs."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -228,15 +228,15 @@ def _with_adapters(model: torch.nn.Module, train: str) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def _left_where_made() -> Iterator[None]:
-    """peft moves each adapter to the device and dtype of its layer, where fake ones are already; a
-    fake parameter cannot be moved in place."""
+    """Inside, modules stay where they are. peft moves each adapter to the device and dtype of its
+    layer; fake adapters are there already, and a fake parameter cannot be moved in place."""
     with mock.patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
         yield
 
 
 @contextlib.contextmanager
 def _made_in(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors without a dtype of their own get this one. (Fake ones cannot be converted in place.)"""
+    """Inside, new tensors have this dtype by default. (Fake ones cannot be converted in place.)"""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -18,8 +18,8 @@ from satcompile.errors import FileError, SatcompileError
 from satcompile.planner.cost.device import device_named
 from satcompile.report.files import ending_of, write_whole
 
-# Traced graphs are hundreds of thousands of objects that stay; looking through them for garbage as
-# often as Python does takes a seventh of the command's time.
+# Traced graphs are hundreds of thousands of objects that stay. Garbage collection at Python's usual
+# rate takes a seventh of the command's time.
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
@@ -41,7 +41,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Plan and print; 0 where it fits, 1 where it does not or cannot be planned."""
+    """Plan and print; returns 0 if the plan fits, 1 if it does not or cannot be made."""
     threshold = gc.get_threshold()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *threshold[1:])
     try:
@@ -54,7 +54,7 @@ def run(settings: Settings) -> int:
 
 
 def _own_words(error: SatcompileError) -> str:
-    # One paragraph is ours; Dynamo adds hints for its own developers below it.
+    # The first paragraph is ours; Dynamo adds hints for its own developers below it.
     return str(error).partition("\n\n")[0]
 
 
@@ -92,7 +92,7 @@ def _run(settings: Settings) -> int:
 
 
 def _check_before_tracing(settings: Settings) -> None:
-    """What would be found wrong only after a large model was traced and planned."""
+    """Refuse early what would otherwise fail only after a large model was traced and planned."""
     device_named(settings.device)
     for path in (settings.json_path, settings.report_path):
         if path is not None:
@@ -116,6 +116,6 @@ def _print(title: str, made: Plan) -> None:
 
 
 def _progress(console: Console, what: str) -> None:
-    """A line for who waits at a terminal; nothing where the output is kept."""
+    """Print a line for a user at a terminal; nothing where the output is kept."""
     if console.is_terminal:
         console.print(f"{what} ...", style="dim", markup=False)

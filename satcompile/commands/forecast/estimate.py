@@ -52,17 +52,17 @@ def plan(
     """What ``backend="sat"`` would decide for a step of ``fn(*inputs, **keyword_inputs)``.
 
     Nothing is executed and no GPU is needed: the step is traced on fake tensors and planned for the
-    device by its rates. Peaks are simulated, which is what the backend starts from before code is
-    generated; they are compared with measured ones by ``benchmarks.planned``.
+    device by its rates. Peaks are simulated. The backend starts from the same peaks before code is
+    generated; ``benchmarks.planned`` compares them with measured ones.
 
     Args:
-        fn: a module or function whose output requires gradients. Its tensors, and the inputs, may be
-            real or fake (``satcompile.fake_tensors``); those of a model on fake tensors weigh nothing.
-        memory_budget: as for the backend: an int, "24GiB", "60% of default"; "auto" is the memory of
-            the device less a margin for context and fragmentation. None plans for no budget.
+        fn: a module or function whose output requires gradients. Its tensors, and the inputs, may
+            be real or fake (``satcompile.fake_tensors``); a model on fake tensors takes no memory.
+        memory_budget: as for the backend: an int, "24GiB", "60% of default"; "auto" is the memory
+            of the device less a margin for context and fragmentation. None plans for no budget.
         device: a name of the table ("H200", "RTX 4090", "cpu"); None for that of the tensors.
-        optimizer: whose state will be alive: a class of torch.optim, its name, or an optimizer; None
-            counts the state of optimizers that hold the parameters now.
+        optimizer: whose state will be alive: a class of torch.optim, its name, or an optimizer;
+            None counts the state of optimizers that hold the parameters now.
         in_backward: whether its step is to run inside the backward, which consumes gradients.
         reserve: bytes of the budget to keep free.
         solver_effort, disable_passes: as for the backend.
@@ -98,20 +98,20 @@ class Plan:
     """A planned training step. Sizes in bytes, times in microseconds by the cost model.
 
     Attributes:
-        device: that it is planned for.
-        budget_bytes: what was asked, as a number, reserve included; None without a budget.
+        device: the device that it is planned for.
+        budget_bytes: the requested budget as a number, reserve included; None without a budget.
         reserve_bytes: of the budget, to be kept free.
         resident: alive before the step, by kind: parameters (and buffers), inputs, gradients that
             are set, optimizer_state, workspaces of a GPU's matrix products.
         gradients_bytes: of the gradients that the backward returns, together.
         activations_bytes: kept from forward to backward by torch.compile's own plan.
         default_peak_bytes: of torch.compile's own plan.
-        predicted_peak_bytes: of the plan; of the lowest one where none is within the budget.
+        predicted_peak_bytes: of the plan; of the lowest plan if none is within the budget.
         saved_bytes: kept from forward to backward by the plan.
         forward_time_us, backward_time_us: of the step without recomputation.
-        recompute_time_us: what the plan adds.
-        optimality_gap: share of the forward's time by which it may exceed the optimum of the class
-            that ``bound_kind`` names.
+        recompute_time_us: the time that the plan adds.
+        optimality_gap: share of the forward's time by which the plan may exceed the optimum of the
+            class that ``bound_kind`` names.
         passes: what each pass did.
     """
 
@@ -150,14 +150,14 @@ class Plan:
 
     @cached_property
     def least_peak_bytes(self) -> int:
-        """Proven: no plan of the class that ``bound_kind`` names has a lower peak, of the graph as
+        """Proven: no plan of the class that ``bound_kind`` names has a lower peak for the graph as
         it was planned (a vocabulary in chunks is another graph)."""
         search = self._planner.search(self._decision.problem, self._decision.plan)
         return self.resident_bytes + search.least_peak_bytes
 
     @cached_property
     def curve(self) -> tuple[CurvePoint, ...]:
-        """Peaks against added time, lowest peak first; peaks with what is resident."""
+        """Peaks against added time, lowest peak first; peaks include resident bytes."""
         decision = self._decision
         points = curve(
             decision.problem,
@@ -176,7 +176,7 @@ class Plan:
 
     @cached_property
     def report(self) -> Report:
-        """The plan as the backend's reports show theirs."""
+        """The plan as a report, in the form of the backend's reports."""
         return Report([self._planner.report(self, self._decision)])
 
     def __str__(self) -> str:
@@ -185,7 +185,7 @@ class Plan:
         return render(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; what takes long (``curve``, ``largest_batch``) only where it was asked for."""
+        """Plain data; ``curve`` and ``largest_batch``, which are slow, only if computed already."""
         names = (
             "budget_bytes", "reserve_bytes", "gradients_bytes", "activations_bytes",
             "default_peak_bytes", "predicted_peak_bytes", "saved_bytes", "forward_time_us",
@@ -203,12 +203,12 @@ class Plan:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write the report of the plan: a page (``.html``) or data (``.json``); see ``Report.save``."""
+        """Write the plan's report: a page (``.html``) or data (``.json``); see ``Report.save``."""
         self.report.save(path)
 
 
 class _Planner:
-    """What a plan is made of, and more plans of the same step."""
+    """Makes the plan of a step, and more plans of the same step."""
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class _Planner:
         return problem_of(capture.graph, self.device, updates, tries_operators=False)
 
     def _request(self, capture: Capture | None = None, **limits: Any) -> Request:
-        """What is asked of the step, or of another capture of it."""
+        """The request for the step, or for another capture of it."""
         capture = self.capture if capture is None else capture
         trained = frozenset(trained_positions(capture.inputs))
         updates = frozenset[int]()
@@ -277,8 +277,8 @@ class _Planner:
         return self._searches.of(problem, self.options.solver_effort, nodes)
 
     def lowest_bytes(self, decision: pipeline.Decision) -> int:
-        """Peak of the lowest plan of the graph, whole or in chunks; it does not depend on what
-        was asked for."""
+        """Peak of the lowest plan of the graph, whole or in chunks; it does not depend on the
+        request."""
         if self._lowest_bytes is None:
             lowest = self._run(decision.whole, self._request(limit_bytes=0, lowest_peak=True))
             self._lowest_bytes = lowest.plan.profile.peak_bytes

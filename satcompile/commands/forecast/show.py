@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from satcompile.commands.forecast.estimate import Plan
 
 _WIDTH = 100
-_MANY_FORWARDS = 2  # from here on a factor reads better than a percentage
+_MANY_FORWARDS = 2  # above this, a factor reads better than a percentage
 
 
 def render(plan: Plan) -> str:
-    """Plain text: what is known, without what takes long and was not asked for."""
+    """Plain text of a plan, without slow parts that were not asked for."""
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, color_system=None, highlight=False)
     show(plan, console)
@@ -29,7 +29,7 @@ def render(plan: Plan) -> str:
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print what is known of a plan."""
+    """Print the parts of a plan that are known."""
     for part in _parts(plan):
         console.print(part)
 
@@ -131,7 +131,7 @@ def _batch(found: LargestBatch) -> RenderableType:
 
 
 def _price(share: float) -> str:
-    """The time that a plan adds, in the forward's time."""
+    """The time that a plan adds, in terms of the forward's time."""
     if share > _MANY_FORWARDS:
         return f"adds {share:.1f} times the forward"
     return f"adds {share:.1%} of the forward" if share else ""

@@ -11,12 +11,12 @@ import torch
 from satcompile.errors import OptionError
 from satcompile.runtime.known_optimizers import predict_state_bytes
 
-# A class of torch.optim or like it, its name, or an optimizer, of which the settings count.
+# A class of torch.optim or one like it, its name, or an optimizer, whose settings count.
 Optimizer = type[torch.optim.Optimizer] | torch.optim.Optimizer | str | None
 
 
 def state_bytes(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> int:
-    """What it keeps for these parameters after its first step, found by taking it on fake tensors.
+    """Bytes that it keeps for these parameters after its first step, taken on fake tensors.
 
     Raises:
         OptionError: there is no such optimizer, or its state cannot be found that way.

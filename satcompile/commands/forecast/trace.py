@@ -1,8 +1,9 @@
 """A training step captured on fake tensors, for a device that need not be there.
 
-The step is traced on the CPU. Of what differs on a GPU only attention matters to memory: there,
-kernels that never hold the scores drop them out as well, while the CPU falls back to holding them.
-So for a GPU attention is traced without its dropout, whose random seed weighs nothing.
+The step is traced on the CPU. Of the differences on a GPU, only attention matters to memory. On a
+GPU, kernels that never hold the scores can apply dropout to them, while the CPU falls back to
+holding the scores. So for a GPU, attention is traced without its dropout, whose random seed takes
+next to no memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from satcompile.torch_compat.tensors import fake_mode_of, is_fake, is_static_inp
 from satcompile.torch_compat.trees import pytree
 
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
-_DROPOUT_POSITION = 4  # of its arguments
+_DROPOUT_POSITION = 4  # among its arguments
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SymbolicStep:
         capture: of the step.
         symbol: of sympy, the batch size.
         batch: at which it was traced.
-        batched_bytes: of its inputs at that batch; those keep their sizes when they are captured.
+        batched_bytes: of its batched inputs at that batch; captured inputs keep these sizes.
     """
 
     capture: Capture
@@ -52,7 +53,7 @@ def trace(
     """The joint graph of ``fn(*args, **kwargs)`` and its backward, at these sizes.
 
     Raises:
-        UnsupportedError: it cannot be captured as one graph, and why.
+        UnsupportedError: the step cannot be captured as one graph; the message says why.
     """
     with _refusals_in_our_words(fn), _mode_of((fn, args, kwargs)):
         return capture_with_inputs(fn, args, kwargs, _prepare_for(device))
@@ -61,8 +62,8 @@ def trace(
 def trace_batches(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], device: Device
 ) -> SymbolicStep | str:
-    """The same with the first dimension of every input a symbol, one for all; or, in words, why the
-    model cannot be captured that way. A batch of one, which torch takes for a number, is doubled."""
+    """The same with one symbol as the first dimension of all inputs; or, in words, why the model
+    cannot be captured that way. A batch of one is doubled, since torch takes 1 for a number."""
     batches = {tensor.shape[0] for tensor in _batched(args, kwargs)}
     if len(batches) != 1:
         return "the inputs' first dimensions differ, so none of them is the batch"
@@ -74,7 +75,7 @@ def trace_batches(
     try:
         with _mode_of((fn, args, kwargs)), _marked_dynamic(inputs):
             found = capture_with_inputs(fn, args, kwargs, _prepare_for(device), dynamic=True)
-    except Exception as error:  # anything: a model may do with a size what no symbol can do
+    except Exception as error:  # any error: a model may do with a size what a symbol cannot do
         return f"the model fixes its batch size ({_first_line(error)})"
     symbols = {
         size_expression(value)
@@ -103,7 +104,7 @@ def _doubled(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_of_batch(value: Any, batch: int) -> bool:
-    """Whether a graph's input is one of the call, by the rule of ``measure_residency``."""
+    """Whether a graph's input is an input of the call, by the rule of ``measure_residency``."""
     if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
         return False
     return not is_static_input(value) and value.dim() > 0 and value.shape[0] == batch
@@ -111,7 +112,7 @@ def _is_of_batch(value: Any, batch: int) -> bool:
 
 @contextlib.contextmanager
 def _marked_dynamic(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Marks are attributes of the user's tensors; afterwards there are none that were not there."""
+    """Mark tensors inside. Marks are attributes of the user's tensors; new ones go on exit."""
     before = [dict(vars(tensor)) for tensor in tensors]
     try:
         for tensor in tensors:
@@ -141,7 +142,7 @@ def _refusals_in_our_words(fn: Callable[..., Any]) -> Any:
 
 
 def _said_by_dynamo(error: BaseException) -> str:
-    """Its first line says what kind of trouble it is; what was raised, and where, stand below."""
+    """The error's first line, which says its kind; then the raised exception and its place."""
     text = str(error)
     raised = re.search(r": got (\w+\(.*\))$", text, re.MULTILINE) or re.search(
         r"context: raised exception (.+)$", text, re.MULTILINE

@@ -1,1 +1,1 @@
-"""Parts of a joint graph computed in chunks of rows, so that no value has all of them at once."""
+"""Computes parts of a joint graph in chunks of rows, so that no value has all rows at once."""

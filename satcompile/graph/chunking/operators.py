@@ -1,6 +1,6 @@
 """The operator that adds a chunk's share of a weight's gradient, in half precision, to the sum.
 
-A plain addition would be left to the last chunk: Inductor computes a chain of them in one kernel,
+Inductor would leave plain additions to the last chunk: it computes a chain of them in one kernel,
 for which the shares of all chunks stay alive.
 """
 
@@ -20,7 +20,7 @@ ADD_SHARE = torch.ops.satcompile.add_share.default
 def _add_share(total: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     if total.device.type != "cpu" or not total.dim():
         return total + share
-    # A CPU's addition widens the whole share first, which in parts of its rows is a part of it.
+    # A CPU's addition first widens the whole share; in parts of the rows, it widens one part.
     added = torch.empty_like(total)
     rows = -(-len(total) // _PARTS)
     for out, one, other in zip(

@@ -1,13 +1,13 @@
-"""What is computed in chunks: all that has the size of the logits, and what stands between.
+"""The region computed in chunks: all values of the logits' size, and those that stand between.
 
-From the product that makes the logits (more numbers out than in: an amplifier), the region grows
-forward to readers and backward to operands, as long as values are as large as the logits, through
-the forward and the backward. Small values join where they stand between two of the region (the
-logarithm of a sum that is then subtracted from all logits); all other small values are what the
-region takes, in slices, or what it gives: rows, side by side, or sums over all rows.
+The region begins at the product that makes the logits (more numbers out than in: an amplifier). It
+grows to readers and to operands, through the forward and the backward, as long as values are as
+large as the logits. A small value joins if it stands between two values of the region (the
+logarithm of a sum that is then subtracted from all logits). All other small values are either
+inputs of the region, in slices, or results: rows side by side, or sums over all rows.
 
 The region has two stages, the forward's and the backward's. A value that needs all rows at once
-would cut one of them in two, with the logits alive in between: such a region is refused.
+would split one of them in two, with the logits alive in between. Such a region is refused.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Region:
     """Nodes of a joint graph that are computed in chunks, in the graph's order.
 
     Attributes:
-        amplifier: what makes the logits.
+        amplifier: the product that makes the logits.
         uses: how each node is computed.
-        stages: which of the two each node belongs to: 0 in the forward, 1 in the backward.
-        units: into how many pieces the rows can be cut, at most.
+        stages: the stage of each node: 0 in the forward, 1 in the backward.
+        units: the most pieces into which the rows can be cut.
         large: nodes of the logits' size.
     """
 
@@ -75,7 +75,7 @@ def _amplifies(node: fx.Node) -> bool:
     value, factor = node.meta["val"], node.args[-2]
     assert isinstance(factor, fx.Node)
     width, inner = value.shape[1], factor.meta["val"].shape[1]
-    # Of symbolic sizes nothing is asked, which would guard on them: ``find`` refuses them.
+    # Comparing symbolic sizes would guard on them, so we do not; ``find`` refuses them.
     known = isinstance(width, int) and isinstance(inner, int)
     return known and width > _AMPLIFIES * inner
 
@@ -110,7 +110,7 @@ class _Growth:
         self._pending: list[fx.Node] = []
 
     def is_large(self, node: fx.Node) -> bool:
-        """Whether it has rows and is as large as the logits."""
+        """Whether the node has rows and is as large as the logits."""
         return self.uses[node].rows is not None and self._has_many(node)
 
     def _has_many(self, node: fx.Node) -> bool:
@@ -150,7 +150,7 @@ class _Growth:
                 self.add(use_for_result(operand, rows))
 
     def _joined_by_what_stands_between(self, graph: TrainingGraph) -> bool:
-        """Small values that are made of the region's and go into it."""
+        """Add small values that are made from the region's and go into it; whether any were."""
         below: set[fx.Node] = set()
         for node in graph.graph.nodes:
             if any(a in below or a in self.uses for a in node.all_input_nodes):
@@ -162,7 +162,7 @@ class _Growth:
                 try:
                     self.add(use_for_result(operand, rows))
                 except NotByRows:
-                    continue  # computed of all rows: ``_stages`` tells whether that may be
+                    continue  # computed from all rows: ``_stages`` decides whether that is allowed
         return bool(self._pending)
 
 
@@ -173,8 +173,8 @@ def _check_units(use: Use, units: int) -> None:
 
 
 def _stages(graph: TrainingGraph, uses: dict[fx.Node, Use]) -> dict[fx.Node, int]:
-    """The stage of each node, by the longest way through values of all rows. What neither forward nor
-    backward claims is computed as late as its readers allow."""
+    """The stage of each node, by the longest path through values of all rows. A node that neither
+    forward nor backward claims is computed as late as its readers allow."""
     stages: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
         within = node in uses

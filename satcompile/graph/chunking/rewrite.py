@@ -1,12 +1,12 @@
-"""A joint graph with a region of it in chunks.
+"""Rewrites a joint graph with one region of it in chunks.
 
-Every chunk has its own copy of the region's nodes, on slices of what the region takes. Of each
-stage all chunks stand one after the other, so that one chunk's values are alive at a time. What the
-region gives is put together again: rows side by side, sums added up in order; sums in half
-precision are added in single precision.
+Every chunk has its own copy of the region's nodes, on slices of the region's inputs. In each stage,
+the chunks stand one after the other, so that only one chunk's values are alive at a time. The
+results of the region are put together again: rows side by side, sums added up in order. Sums in
+half precision are added in single precision.
 
-What a chunk computes is compared with what the whole claims to be: shape but for the number of rows,
-and dtype. Where they differ the rewriting is refused.
+The values of a chunk are compared with those of the whole: dtype, and shape except for the number
+of rows. If they differ, the rewriting is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from satcompile.torch_compat.tensors import fake_mode_of
 aten, prims = torch.ops.aten, torch.ops.prims
 
 _HALF = (torch.bfloat16, torch.float16)
-_STALE = ("tensor_meta", "eager_input_vals")  # of a node's meta: of the whole, not of a chunk
+_STALE = ("tensor_meta", "eager_input_vals")  # in a node's meta: about the whole, not a chunk
 
 
 def in_chunks(module: fx.GraphModule, region: Region, chunks: Sequence[range]) -> fx.GraphModule:
@@ -38,14 +38,14 @@ def in_chunks(module: fx.GraphModule, region: Region, chunks: Sequence[range]) -
         chunks: the units of rows of each chunk, in order.
 
     Raises:
-        NotByRows: a chunk is not what the whole is.
+        NotByRows: a chunk does not match the whole.
     """
     check_chunks(chunks, region.units)
     return _Writer(module, region, chunks).write()
 
 
 def check_chunks(chunks: Sequence[range], units: int) -> None:
-    """All units, each once and in order."""
+    """Check that the chunks have all units, each once and in order."""
     if [unit for chunk in chunks for unit in chunk] != list(range(units)) or not all(chunks):
         raise NotByRows(f"the chunks {list(chunks)} are no partition of {units} units")
 
@@ -78,7 +78,7 @@ class _Writer:
         return made
 
     def _order(self) -> Iterable[fx.Node | int]:
-        """The joint graph's nodes and the stages, each behind what it reads; otherwise in the
+        """The joint graph's nodes and the stages, each after what it reads; otherwise in the
         joint graph's order."""
         nodes = list(self.module.graph.nodes)
         position = {node: index for index, node in enumerate(nodes)}
@@ -147,7 +147,7 @@ class _Writer:
         if total.meta["val"].shape != wanted.shape:
             total = self.call(node, aten.view.default, total, list(wanted.shape))
         if total.meta["val"].dtype != wanted.dtype:
-            # The gradient of a weight in single precision needs no way through half precision.
+            # The gradient of a weight in single precision need not pass through half precision.
             casts = [user for user in node.users if self._casts(user, total.meta["val"].dtype)]
             self.whole.update(dict.fromkeys(casts, total))
             if len(casts) == len(node.users):
@@ -168,7 +168,7 @@ class _Writer:
         self.whole[use.node] = joined
 
     def rows_of(self, node: fx.Node, operand: fx.Node, rows: Rows, number: int) -> fx.Node:
-        """A slice of what the region takes."""
+        """The chunk's slice of an input of the region."""
         if (operand, rows) not in self._flat:
             self._flat[operand, rows] = self._flattened(node, operand, rows)
         chunk, per_unit = self.chunks[number], rows.count(shape_of(operand)) // self.region.units
@@ -203,7 +203,7 @@ class _Writer:
 
 
 def _check_slices(operand: fx.Node, taken: Sequence[tuple[int, int]], count: int) -> None:
-    """What the region takes, it takes all of, each row once."""
+    """Check that the slices take all rows of an input of the region, each row once."""
     ends = [0, *(stop for _, stop in taken)]
     if [start for start, _ in taken] != ends[:-1] or ends[-1] != count:
         raise NotByRows(f"the slices {list(taken)} of {operand.name} are not its {count} rows")
@@ -250,7 +250,7 @@ class _Chunk:
         return self._broadcast(whole, len(shape_of(aligned_to)), self.use.rows)
 
     def _broadcast(self, whole: fx.Node, rank: int, rows: Rows) -> fx.Node:
-        """Where several dimensions of rows become one, an operand has one fewer, too."""
+        """Merge the operand's dimensions of rows where a chunk merges several into one."""
         own = shape_of(whole)
         offset = rank - len(own)
         start, stop = max(rows.start - offset, 0), max(rows.stop - offset, 0)

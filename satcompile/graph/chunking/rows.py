@@ -1,18 +1,18 @@
 """Which dimensions of a value are its rows, and how operators carry rows from operand to result.
 
-Rows (the tokens of a batch) are some dimensions side by side, read in row-major order: ``[N, V]``
-and ``[B, T, V]`` have the same rows where ``N = B * T``. A chunk of a value has a single dimension
-in their place: rows ``[a, b)`` of ``[B, T, V]`` are ``[b - a, V]``.
+Rows (the tokens of a batch) are adjacent dimensions, read in row-major order: ``[N, V]`` and
+``[B, T, V]`` have the same rows where ``N = B * T``. A chunk of a value has a single dimension in
+their place: rows ``[a, b)`` of ``[B, T, V]`` are ``[b - a, V]``.
 
-Every operator that may stand in a chunk has a rule here, which says
+Every operator that may stand in a chunk has a rule here. The rule says
 
-1. of what its result's rows are, given the rows of one operand (``result``),
-2. what it must be given for that: of each operand its rows, or None for an operand that is the
-   same for all rows (``operands``),
-3. its arguments in a chunk (``emit``).
+1. which rows the result has, given the rows of one operand (``result``),
+2. which rows each operand must have for that, or None for an operand that is the same for all rows
+   (``operands``),
+3. which arguments the operator has in a chunk (``emit``).
 
-A result without rows is a sum over all of them. Where no rule speaks of an operator, or its rule
-does not allow for how it is used, ``NotByRows`` says why.
+A result without rows is a sum over all rows. If there is no rule for an operator, or its rule does
+not allow the way it is used, ``NotByRows`` says why.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Rows:
         return math.prod(shape[self.start : self.stop])
 
     def flat(self, shape: Shape, count: int) -> Shape:
-        """The shape of so many rows of a value of ``shape``."""
+        """The shape of ``count`` rows of a value of ``shape``."""
         return (*shape[: self.start], count, *shape[self.stop :])
 
     def dimension(self, index: int) -> int:
-        """Where a dimension that is no row stands in a chunk."""
+        """The position in a chunk of a dimension that is not a row."""
         return index if index < self.start else index - (self.stop - self.start) + 1
 
     def has(self, index: int) -> bool:
@@ -63,7 +63,7 @@ class Rows:
 
 
 def trimmed(shape: Shape, start: int, stop: int) -> Rows:
-    """Without dimensions of size one at either end, so that equal rows compare equal."""
+    """Rows without dimensions of size one at either end, so that equal rows compare equal."""
     while stop - start > 1 and shape[start] == 1:
         start += 1
     while stop - start > 1 and shape[stop - 1] == 1:
@@ -88,10 +88,10 @@ class Use:
     """How a node is computed in chunks.
 
     Attributes:
-        node: of the joint graph.
-        rows: of its result; None where that is a sum over all rows.
-        operands: rows of each operand; None of one that is the same for all rows.
-        unit: into how many blocks of rows the rows must be cut at most, whole blocks to a chunk.
+        node: a node of the joint graph.
+        rows: rows of its result; None where that is a sum over all rows.
+        operands: rows of each operand; None for one that is the same for all rows.
+        unit: the most blocks into which the rows may be cut; a chunk has whole blocks.
     """
 
     node: fx.Node
@@ -101,11 +101,11 @@ class Use:
 
 
 class Chunk(Protocol):
-    """Where a rule writes to: the graph, and what the operands are in the chunk."""
+    """A chunk that a rule writes to: the graph, and the operands as they are in the chunk."""
 
     def of(self, operand: fx.Node, aligned_to: fx.Node | None = None) -> fx.Node:
-        """The operand's rows of this chunk; all of an operand that is the same for all rows, in
-        ``aligned_to``'s chunk shape where it is broadcast to that."""
+        """The operand's rows of this chunk. An operand that is the same for all rows comes whole,
+        reshaped for ``aligned_to``'s chunk where it is broadcast to that."""
 
     def shape(self, node: fx.Node) -> Shape:
         """The shape of the node in this chunk."""
@@ -114,12 +114,12 @@ class Chunk(Protocol):
         """How many of ``unit`` blocks of rows are in this chunk."""
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A new operation."""
+        """Write a new operation."""
 
 
 @dataclass
 class _Demands:
-    """Collects what operands must be; an operand has one answer."""
+    """Collects the rows that operands must have; each operand has one answer."""
 
     found: Operands = field(default_factory=dict)
 
@@ -132,7 +132,7 @@ class _Demands:
 
 
 def aligned(operand: fx.Node, shape: Shape, rows: Rows) -> Rows | None:
-    """Rows of an operand that is broadcast to ``shape``; None where it is the same for all."""
+    """Rows of an operand that is broadcast to ``shape``; None if it is the same for all rows."""
     own = shape_of(operand)
     offset = len(shape) - len(own)
     extents = [own[i - offset] if i >= offset else 1 for i in range(rows.start, rows.stop)]
@@ -144,7 +144,7 @@ def aligned(operand: fx.Node, shape: Shape, rows: Rows) -> Rows | None:
 
 
 class _Pointwise:
-    """Each element of the result from the same element of every operand, which may be broadcast."""
+    """Makes each element of the result from the same element of every operand, with broadcasts."""
 
     def result(self, node: fx.Node, operand: fx.Node, rows: Rows) -> Rows | None:
         return rows.shifted(len(shape_of(node)) - len(shape_of(operand)))
@@ -172,7 +172,7 @@ class _Expand(_Pointwise):
 
 
 class _View:
-    """Splits and merges dimensions, but no row with what is not a row."""
+    """Splits and merges dimensions, but does not merge rows with other dimensions."""
 
     def result(self, node: fx.Node, operand: fx.Node, rows: Rows) -> Rows | None:
         return _same_rows(shape_of(operand), rows, shape_of(node))
@@ -242,7 +242,7 @@ def _order(node: fx.Node) -> list[int]:
 
 
 class _Reduce:
-    """Over dimensions that are no rows; a sum may be over all rows, too."""
+    """Reduces over dimensions that are not rows; a sum may be over all rows, too."""
 
     def __init__(self, sums: bool = False) -> None:
         self._sums = sums
@@ -307,7 +307,7 @@ def _keeps(node: fx.Node) -> bool:
 
 
 class _Gather:
-    """``gather`` and ``scatter`` along a dimension that is no row: all operands have its rows."""
+    """``gather`` and ``scatter`` along a dimension that is no row; all operands share the rows."""
 
     def result(self, node: fx.Node, operand: fx.Node, rows: Rows) -> Rows | None:
         return rows
@@ -339,7 +339,7 @@ def _along(node: fx.Node) -> int:
 
 
 class _Full:
-    """One number everywhere: of as many rows as are wanted."""
+    """One number everywhere, with as many rows as are wanted."""
 
     def result(self, node: fx.Node, operand: fx.Node, rows: Rows) -> Rows | None:
         raise NotByRows("full has no operands")
@@ -385,7 +385,7 @@ class _Product:
 
 class _Slice:
     """``slice`` and ``slice_scatter``. Along a dimension of rows (a token shifted against the
-    next) each sequence is cut alike, so that chunks are of whole sequences."""
+    next), every sequence is cut in the same way, so chunks have whole sequences."""
 
     def result(self, node: fx.Node, operand: fx.Node, rows: Rows) -> Rows | None:
         return rows

@@ -1,1 +1,1 @@
-"""What operations cost on a device: microseconds by a roofline, bytes of memory."""
+"""Costs of operations on a device: microseconds by a roofline, bytes of memory."""

@@ -16,7 +16,7 @@ from satcompile.torch_compat.cuda import blas_workspace_bytes, blas_workspaces_s
 
 @dataclass(frozen=True)
 class Device:
-    """What the roofline needs to know, and how much memory there is.
+    """A device's rates for the roofline, and its memory.
 
     Attributes:
         name: as reports show it.
@@ -27,10 +27,11 @@ class Device:
         kernel_us: fixed cost of starting a kernel.
         transcendental_flops: what one ``exp`` or ``tanh`` costs, in plain operations.
         source: where the figures come from.
-        memory_bytes: of the device; None where that is the machine's business.
-        workspace_bytes: what torch gives its libraries for matrix products and does not take back,
-            in the two threads of a training step, the user's and that of the backward.
-        product_workspace_bytes: what it gives them for one product and takes back, from 2.15 on.
+        memory_bytes: memory of the device; None where that is the machine's business.
+        workspace_bytes: bytes that torch gives its libraries for matrix products and does not take
+            back, for the two threads of a training step, the user's and that of the backward.
+        product_workspace_bytes: bytes that torch gives them for one product and takes back, from
+            2.15 on.
         is_validated: whether predictions were compared with measurements on such a device.
     """
 
@@ -50,8 +51,9 @@ class Device:
         return self.flops_per_us.get(dtype, self.flops_per_us[torch.float32])
 
 
-_THREADS = 2  # of a training step that multiply: the user's, and autograd's for the device
-# In each, for cuBLAS and cuBLASLt, by torch's rule of 2.11 to 2.15: on a card it is asked for.
+_THREADS = 2  # that multiply in a training step: the user's, and autograd's for the device
+# For each thread, for cuBLAS and cuBLASLt, by torch's rule of 2.11 to 2.15. On a card, we ask torch
+# instead.
 _WORKSPACE_BYTES = (8320 + 1024) * 1024
 _LARGE_WORKSPACE_BYTES = (32 + 1) * 2**20  # Hopper; from torch 2.14 on Blackwell, too
 
@@ -82,7 +84,7 @@ def _gpu(
 
 
 def _with_workspaces(device: Device, num_bytes: int) -> Device:
-    """``num_bytes`` are for one thread."""
+    """The device with its workspaces; ``num_bytes`` are for one thread."""
     if blas_workspaces_stay():
         return replace(device, workspace_bytes=_THREADS * num_bytes, product_workspace_bytes=0)
     return replace(device, workspace_bytes=0, product_workspace_bytes=num_bytes)
@@ -94,10 +96,10 @@ _RTX_40 = "NVIDIA Ada architecture white paper"
 _LAPTOP = "NVIDIA's laptop comparison; FLOP/s from cores and boost clock"
 
 # Memory in GB of 10^9 bytes, which is the cautious reading; GB/s; and dense peaks in TFLOP/s
-# (bf16, tf32 or fp32, fp64), from the vendor's data sheets. Half precision with sums in float32,
-# which is what training takes. Cards without bf16 of their own (T4, V100) have it at the rate of
-# float32. A card is the first entry whose words are all in its name: laptops come before desktops,
-# and of two names of which one is part of the other ("L40S" and "L4") the longer one comes first.
+# (bf16, tf32 or fp32, fp64), from the vendor's data sheets. Half precision is with sums in float32,
+# as training uses it. Cards without native bf16 (T4, V100) run it at the rate of float32. A card
+# gets the first entry whose words are all in its name. Laptops come before desktops; if one name is
+# part of another ("L4" of "L40S"), the longer one comes first.
 _GPUS = {
     "GB200": _gpu_of_large_workspace(
         "GB200", 186, 8000, 2500, 1250, 40, "NVIDIA GB200 NVL72 data sheet, a GPU"
@@ -154,7 +156,7 @@ _CPU_CORE_BYTES_PER_US = 8e3
 
 
 def cpu(num_threads: int) -> Device:
-    """A CPU with so many threads; memory bandwidth saturates at eight cores' worth."""
+    """A CPU with this many threads; memory bandwidth saturates at eight cores' worth."""
     flops = _CPU_CORE_FLOPS_PER_US * num_threads
     return Device(
         f"cpu ({num_threads} threads)",
@@ -194,7 +196,7 @@ def _listed(name: str) -> Device | None:
 
 
 def _as_it_is(known: Device, properties: Any) -> Device:
-    """With the memory that the driver names, and what torch gives to cuBLAS here."""
+    """The device with the memory that the driver names, and torch's workspace for cuBLAS here."""
     asked = blas_workspace_bytes()
     found = known if asked is None else _with_workspaces(known, asked)
     return replace(found, memory_bytes=properties.total_memory)
@@ -215,7 +217,7 @@ def device_named(text: str) -> Device:
     """A device by a name that people type: "h200", "rtx 4090", "RTX4090", "cpu".
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: there is no device of that name.
     """
     wanted = _plain(text)
     if wanted == "cpu":
@@ -234,7 +236,7 @@ def device_named(text: str) -> Device:
 
 
 def all_gpus() -> tuple[Device, ...]:
-    """The table."""
+    """All GPUs of the table."""
     return tuple(_GPUS.values())
 
 

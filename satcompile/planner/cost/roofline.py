@@ -1,9 +1,9 @@
 """Microseconds of each operation: the larger of its arithmetic and its memory traffic.
 
-The roofline of Williams, Waterman and Patterson (CACM 2009), applied per kernel as Inductor
-would make it: a fusible operation has two prices, the price of standing alone and the price
-of riding in a kernel that exists anyway, where it costs its arithmetic and the reads that the
-kernel would not have made.
+The roofline of Williams, Waterman and Patterson (CACM 2009), applied to each kernel as Inductor
+would make it. A fusible operation has two prices. One is for a kernel of its own. The other is for
+a place in a kernel that exists anyway: the operation's arithmetic, and the reads that the kernel
+would not have made.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class OperationCost:
     """Prices of one operation in microseconds.
 
     Attributes:
-        inline_us: inside a kernel that exists anyway; for what cannot be, all of it.
-        write_us: on top, where the result must reach memory in a kernel of its own.
+        inline_us: time inside a kernel that exists anyway; all of it if the operation cannot fuse.
+        write_us: time on top, where the result must reach memory in a kernel of its own.
     """
 
     inline_us: float
@@ -73,7 +73,7 @@ class CostModel:
             read = sum(_bytes(v) for v in _tensors(_argument_values(node)))
             alone_us = max(arithmetic_us, self.traffic_us(read + written)) + self.device.kernel_us
             return OperationCost(alone_us, 0.0)
-        # What fusible operations made comes from registers; other reads are charged, once each.
+        # Results of fusible operations come from registers; other reads are charged, once each.
         unfused = {
             owners[argument]: sum(_bytes(v) for v in _tensors([argument.meta.get("val")]))
             for argument in node.all_input_nodes
@@ -100,7 +100,7 @@ class CostModel:
 
 
 def matrix_flops(node: fx.Node) -> float | None:
-    """Operations of a matrix product, convolution or attention; None for anything else."""
+    """FLOPs of a matrix product, convolution or attention; None for anything else."""
     from torch.utils.flop_counter import flop_registry
 
     form = dense_form(node)
@@ -119,11 +119,11 @@ def matrix_flops(node: fx.Node) -> float | None:
 def _dense_flops(
     node: fx.Node, target: Any, arguments: tuple[Any, ...], result: int | None
 ) -> float:
-    """FLOPs of a sparse operator with all tiles active: which are is not known yet."""
+    """FLOPs of a sparse operator with all tiles active: the active tiles are not known yet."""
     from torch.utils.flop_counter import flop_registry
 
     value = node.meta.get("val")
-    if result is not None:  # of a convolution's three gradients
+    if result is not None:  # one of a convolution's three gradients
         wanted = [position == result for position in range(3)]
         arguments = (*arguments[:3], None, *arguments[3:], wanted)
         value = tuple(value if each else None for each in wanted)
@@ -141,7 +141,7 @@ def _attention_flops(node: fx.Node, backward: bool) -> float:
 
 
 def _concrete(value: object) -> object:
-    """An argument as the flop formulas want it: tensors with plain sizes."""
+    """An argument as the flop formulas need it: tensors with plain sizes."""
     if isinstance(value, fx.Node):
         value = value.meta.get("val")
     if isinstance(value, torch.Tensor):

@@ -1,7 +1,7 @@
-"""The report as text for a terminal: in colours there, plain wherever else it goes.
+"""The report as text: in colours on a terminal, plain elsewhere.
 
-One file for each section; ``layout`` has what they share. No line is wider than the console, and
-nothing is cut: what does not fit into a table is written as paragraphs.
+Each section has a file; ``layout`` has what they share. No line is wider than the console, and
+nothing is cut: rows that do not fit into a table are written as paragraphs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Sections:
     """A report as rich prints it.
 
     Attributes:
-        ask: whether code may be generated for what is not known yet.
+        ask: whether code may be generated for figures that are not known yet.
     """
 
     report: Report

@@ -1,4 +1,4 @@
-"""The budget as a bar: what the predicted peak is made of, and what is left."""
+"""The budget as a bar: the parts of the predicted peak, and the bytes that are left."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Segment:
 
 
 def segments(graph: GraphReport) -> list[Segment]:
-    """What the predicted peak is made of, from left to right. Saved values are counted as they are
-    between forward and backward; what the peak has above that is the rest."""
+    """Parts of the predicted peak, from left to right. Saved values are counted as they are between
+    forward and backward; the remaining bytes of the peak are the rest."""
     resident = graph.resident
     rest_bytes = (
         graph.predicted_peak_bytes - graph.resident_bytes - graph.beside_bytes - graph.saved_bytes
@@ -49,7 +49,7 @@ def segments(graph: GraphReport) -> list[Segment]:
 
 
 def budget_bar(graph: GraphReport, look: Look, ask: bool) -> Iterator[RenderableType]:
-    """The bar, and below it what its parts are."""
+    """The bar, and below it the legend of its parts."""
     default = graph.default_peak(ask)
     default_bytes = None if default is None else default[0]
     total_bytes = max(graph.predicted_peak_bytes, graph.budget_bytes or 0, default_bytes or 0)
@@ -62,7 +62,7 @@ def budget_bar(graph: GraphReport, look: Look, ask: bool) -> Iterator[Renderable
 def _bar(
     graph: GraphReport, default_bytes: int | None, total_bytes: int, look: Look
 ) -> RenderableType:
-    columns = max(1, min(look.width - 3, _WIDEST))  # beside the margin and the two ends
+    columns = max(1, min(look.width - 3, _WIDEST))  # without the margin and the two ends
     end_bytes = graph.budget_bytes or graph.predicted_peak_bytes
     parts = segments(graph)
     cells = [_cell(parts, (c + 0.5) * total_bytes / columns, end_bytes) for c in range(columns)]
@@ -82,7 +82,7 @@ def _bar(
 
 
 def _cell(parts: Sequence[Segment], position_bytes: float, end_bytes: int) -> tuple[str, str]:
-    """Letter and colour of what lies there."""
+    """Letter and colour of the part at a position."""
     below = 0
     for each in parts:
         below += each.num_bytes
@@ -105,7 +105,7 @@ def _legend(graph: GraphReport, default_bytes: int | None, look: Look) -> Render
     if default_bytes is not None:
         parts.append((_DEFAULT[0], default_bytes, *_DEFAULT[1:]))
     legend = Text(overflow="fold")
-    column = look.width  # of the line that is written: a part begins another where it has no room
+    column = look.width  # of the current line: a part that has no room begins another line
     for name, num_bytes, letter, color in parts:
         part = f" {name} {format_bytes(num_bytes)}"
         if column + len(part) + 2 > look.width:

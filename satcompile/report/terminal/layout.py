@@ -1,4 +1,4 @@
-"""What the sections share: characters and colours that the console can show, text and tables."""
+"""Shared by the sections: characters and colours that the console can show, text and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Look:
 
     Attributes:
         width: in columns.
-        is_rich: whether there are colours, and blocks to be coloured.
+        is_rich: whether the console can show colours and block characters.
     """
 
     width: int
@@ -40,18 +40,18 @@ class Look:
 def _can_encode(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):  # what cannot be named cannot be written either
+    except (UnicodeEncodeError, LookupError):  # an unknown encoding cannot write it either
         return False
     return True
 
 
 def paragraph(text: str, style: str = "") -> Text:
-    """Words that wrap; a word that is wider than a line goes on in the next one."""
+    """Text that wraps; a word that is wider than a line continues on the next one."""
     return Text(text, style=style, overflow="fold")
 
 
 def heading(text: str, look: Look) -> Text:
-    """A graph's first line, ruled up to the right where there is room."""
+    """A graph's first line, with a rule to the right edge where there is room."""
     room = look.width - cell_len(text) - 1
     rule = ("─" if look.is_rich else "-") * room
     return paragraph(f"{text} {rule}" if room > 0 else text, _TITLE)
@@ -59,16 +59,16 @@ def heading(text: str, look: Look) -> Text:
 
 @dataclass(frozen=True)
 class Rows:
-    """A table where it fits; else one whose last column has all but the leading ones as words; else
-    a paragraph for each row.
+    """A table where it fits; else a narrower one, whose last column joins all but the leading ones;
+    else a paragraph for each row.
 
     Attributes:
-        title: above; "" for none.
-        names: of the columns; the first one's cells head the paragraphs.
-        rows: of cells, "" where there is nothing to say.
+        title: title above the table; "" for none.
+        names: names of the columns; cells of the first column head the paragraphs.
+        rows: rows of cells; "" for an empty cell.
         has_prose: whether the last column is text that wraps.
         has_header: whether the table shows the columns' names.
-        leading: columns that stay in the narrower table; 0 where there is none.
+        leading: columns that stay in the narrower table; 0 if there is none.
     """
 
     title: str
@@ -102,7 +102,7 @@ class Rows:
         return replace(self, names=names, rows=rows, has_prose=True)
 
     def _narrowest(self) -> int:
-        """Columns that the table needs at least."""
+        """The least width of the table, in columns of the console."""
         header = [self.names] if self.has_header else []
         widths = [max(map(cell_len, cells)) for cells in zip(*header, *self.rows, strict=True)]
         if self.has_prose and widths:

@@ -1,4 +1,4 @@
-"""What is trained in tiles."""
+"""The section on parameters that are trained in tiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = ("parameter", "shape", "tile", "trained", "forward", "FLOPs skipped")
 
 
 def sparsity_section(sparsity: SparsityReport | SavedSparsity) -> Iterator[RenderableType]:
-    """The present step in a sentence, the tables, and what is dense by reason."""
+    """A sentence on the present step, the table of tiles, and dense parameters by reason."""
     step = "before the first step"
     if sparsity.step is not None:
         step = f"after {sparsity.step} steps; step {sparsity.next_choice} (from 0) scores all tiles"

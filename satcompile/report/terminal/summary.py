@@ -10,12 +10,12 @@ from satcompile.sizes import format_bytes, format_time
 
 
 def summary(graph: GraphReport, ask: bool) -> Rows:
-    """One line a figure."""
+    """One line per figure."""
     return Rows("", ("figure", "value"), [*_lines(graph, ask)], has_prose=True, has_header=False)
 
 
 def budget_text(graph: GraphReport) -> str:
-    """What was asked, in words."""
+    """The budget in words."""
     if graph.budget_bytes is None:
         return "none: no more memory and no more time than torch.compile's default"
     reserve = f", {format_bytes(graph.reserve_bytes)} of it reserved" if graph.reserve_bytes else ""
@@ -23,7 +23,7 @@ def budget_text(graph: GraphReport) -> str:
 
 
 def device_memory(graph: GraphReport) -> str:
-    """What the GPU's allocator had while the peak was measured, in words; "" without a GPU."""
+    """Memory that the GPU's allocator had while the peak was measured; "" without a GPU."""
     allocated_bytes, reserved_bytes = graph.measured_allocated_bytes, graph.measured_reserved_bytes
     if allocated_bytes is None or reserved_bytes is None:
         return ""

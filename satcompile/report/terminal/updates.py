@@ -1,4 +1,4 @@
-"""Who applies the gradients."""
+"""The section that says who applies the gradients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _COLUMNS = ("gradient of", "bytes", "count", "optimizer", "applied")
 
 
 def updates_section(updates: UpdateReport | SavedUpdates) -> Iterator[RenderableType]:
-    """What need not coexist in a sentence, and the parameters, those of identical layers on one
-    row."""
+    """A sentence on gradients that need not coexist, and a table that folds identical layers."""
     rows = updates.parameters
     consumed = [row for row in rows if row.consumed]
     when = "in the latest backward" if updates.observed else "as planned, before the first backward"
@@ -39,7 +38,7 @@ def _table(rows: Sequence[UpdateRow]) -> Rows:
         applied = "in the backward" if row.consumed else f"by step(): {row.reason}"
         key = (applied, row.optimizer, any_layer(row.name), row.shape)
         groups.setdefault(key, []).append(row)
-    # What is returned comes first: there is something to do about it.
+    # Returned gradients come first: the user can do something about them.
     folded = sorted(groups.items(), key=lambda item: (item[1][0].consumed, -_total(item[1])))
     cells = [
         (

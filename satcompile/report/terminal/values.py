@@ -13,7 +13,7 @@ _COLUMNS = ("value", "bytes", "count", "dtype", "shape", "module", "source")
 
 
 def values_table(title: str, rows: Sequence[ValueRow]) -> Rows:
-    """Values, those of identical layers on one row; the largest ones, and the rest added up."""
+    """Table of the largest values, identical layers on one row, and the sum of the rest."""
     folds = fold(rows)
     cells = [
         (
@@ -29,6 +29,6 @@ def values_table(title: str, rows: Sequence[ValueRow]) -> Rows:
 
 
 def passes_table(passes: Sequence[PassRow]) -> Rows:
-    """Passes in the order in which they ran."""
+    """Table of passes, in the order in which they ran."""
     cells = [(row.name, format_time(row.time_us), row.changed) for row in passes]
     return Rows("passes", ("pass", "time", "effect"), cells, has_prose=True)

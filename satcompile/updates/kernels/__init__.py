@@ -1,1 +1,1 @@
-"""Kernels that are our own: C++ for the CPU, Triton for the GPU."""
+"""Our own kernels: C++ for the CPU, Triton for the GPU."""

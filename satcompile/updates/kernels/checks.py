@@ -1,4 +1,4 @@
-"""What a kernel takes on trust once it has only addresses: looked at before it runs."""
+"""Checks before a kernel runs, since a kernel has only addresses and checks nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_PITCH = 2**24  # offsets within 128 rows are 32 bits long
 
 
 def check_update(update: Update) -> None:
-    """Raises ValueError where an update's tensors do not fit each other."""
+    """Raises ValueError if an update's tensors do not fit each other."""
     parameter, rule = update.parameter, update.rule
     if len(update.moments) != rule.num_moments:
         raise ValueError(
@@ -50,7 +50,7 @@ def _check_memory(tensors: tuple[torch.Tensor, ...], *, needs_rows: bool) -> Non
 
 
 def check_tiles(tiles: Tiles, weight: torch.Tensor) -> None:
-    """Raises ValueError where they cannot cut the weight, or a kernel cannot read their numbers."""
+    """Raises ValueError if tiles cannot cut the weight, or a kernel cannot read their numbers."""
     if min(tiles.height, tiles.width) < 1 or weight.dim() < 1:
         raise ValueError(f"tiles of {tiles.height} x {tiles.width} cannot cut {_text(weight)}")
     width = weight.numel() // max(weight.shape[0], 1)
@@ -68,7 +68,7 @@ def check_numbers(name: str, numbers: torch.Tensor, device: torch.device) -> Non
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Strides of the dimensions along which there is more than one element."""
+    """Strides of the dimensions that have more than one element."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tuple(stride for size, stride in sizes if size > 1)
 

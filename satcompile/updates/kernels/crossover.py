@@ -1,8 +1,8 @@
-"""Where a sparse kernel would be slower than a dense one: measured once for each kind of call.
+"""Whether a sparse kernel is faster than a dense one: measured once for each kind of call.
 
-What is measured is how many times the dense kernel's time per tile the sparse one takes. With few
-tiles it wins all the same, with many it does not; between masks the same answer serves. It is kept
-for the process, so that equal calls are computed in the same way to the last bit.
+The measurement gives the ratio of the sparse kernel's time per tile to the dense kernel's. Even
+with a ratio above 1 the sparse kernel wins with few tiles, but not with many. One ratio serves all
+masks. It is kept for the process, so that equal calls are computed in the same way to the last bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def faster(
     sparse: Callable[[], torch.Tensor],
     dense: Callable[[], torch.Tensor],
 ) -> torch.Tensor:
-    """The result of whichever is faster at this share of active tiles."""
+    """The result of the kernel that is faster at this share of active tiles."""
     key = (kind, a.shape, b.shape, a.dtype, a.device, torch.get_num_threads())
     if key not in _efficiency:
         _efficiency[key] = _ratio(sparse, dense, a.device) / share
@@ -35,7 +35,7 @@ def faster(
 def _ratio(
     sparse: Callable[[], torch.Tensor], dense: Callable[[], torch.Tensor], device: torch.device
 ) -> float:
-    """The ratio of the shortest times, taken in alternation, after calls that may compile something."""
+    """The ratio of the shortest times, in alternation, after first calls that may compile."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_REPEATS + 1):
         for call, taken in zip((sparse, dense), times, strict=True):

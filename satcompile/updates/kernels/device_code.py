@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs
 # (Triton types what it compiles.)
-"""The updates as Triton compiles them. Importing device_code* needs triton; nothing else here does.
+"""The updates in Triton. Importing device_code* needs triton; nothing else here does.
 
-Names in capitals are known when a kernel is built. Every number of an update comes as the eight
-of :class:`satcompile.updates.kernels.scalars.Scalars`, in its order.
+Names in capitals are constants when a kernel is built. The numbers of an update are the eight
+fields of :class:`satcompile.updates.kernels.scalars.Scalars`, in that order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
 
 @triton.jit
 def _adam(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
-    """The new weights; moments are read and written here."""
+    """The new weights; the function reads and writes the moments itself."""
     _, mean, square, largest = pointers
     rate, decay, pull, take, beta2, root, eps, _ = scalars
     if RULE.decoupled:
@@ -65,12 +65,12 @@ def _adam(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
 
 @triton.jit
 def _sgd(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
-    """The new weights; the momentum is read, unless it is the first, and written here."""
+    """The new weights; the function writes the momentum, and reads it except in the first step."""
     _, momentum, _, _ = pointers
     rate, decay, keep, take, _, _, _, holds = scalars
     g = tl.where(decay != 0, g + decay * p, g)
     if RULE.num_moments == 1:
-        # What the first step finds there may be anything, NaN too: it is not read.
+        # Before the first step the memory may hold anything, NaN too: it is not read.
         is_read = tl.zeros_like(g) + holds != 0
         if mask is not None:
             is_read &= mask
@@ -83,7 +83,7 @@ def _sgd(pointers, offsets, mask, p, g, scalars, RULE: tl.constexpr):
 
 @triton.jit
 def _apply(pointers, offsets, mask, g, scalars, RULE: tl.constexpr):
-    """One update of the elements at ``offsets`` (where ``mask``; all without one).
+    """Update the elements at ``offsets`` (those in ``mask``; all if it is None).
 
     ``g`` is their gradient, in the dtype of the arithmetic.
     """
@@ -100,7 +100,7 @@ def _apply(pointers, offsets, mask, g, scalars, RULE: tl.constexpr):
 
 @triton.jit
 def _row_of(table, count, program):
-    """Where the table's row begins that ``program`` belongs to, by bisection."""
+    """The start of the table's row to which ``program`` belongs, by bisection."""
     low = tl.full((), 0, tl.int32)
     high = low + count
     while high - low > 1:
@@ -120,8 +120,9 @@ def _number(row, INDEX: tl.constexpr, COMPUTE: tl.constexpr):
 def _region(row, part, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
     """The rectangle that a program updates: first element, end, pitch, height, width.
 
-    A chunk of a whole parameter is one too, of rows ``COLUMNS`` long that follow each other, and
-    so is a tile of whole rows; the last row may reach beyond the end. No tile has no height.
+    A chunk of a whole parameter is a rectangle, too, of rows ``COLUMNS`` long that follow each
+    other. So is a tile of whole rows. The last row may reach beyond the end. The
+    height is 0 for tile number -1.
     """
     tiles = tl.load(row + _TILES)
     num_elements = tl.load(row + _NUM_ELEMENTS)
@@ -167,10 +168,10 @@ def _update_rectangle(
     MOMENT: tl.constexpr,
     RULE: tl.constexpr,
 ):
-    """All of ``ROWS`` x ``COLUMNS`` elements, 16 bytes at once.
+    """Update all of ``ROWS`` x ``COLUMNS`` elements, 16 bytes at once.
 
-    Rounding ``first`` and ``pitch`` down changes nothing, but shows the compiler that it may. The
-    hints stand on casts of this function's own: they hold for no other use of the addresses.
+    Rounding ``first`` and ``pitch`` down changes nothing, but shows the compiler that it may do so.
+    The hints are on casts in this function: they hold for no other use of the addresses.
     """
     element = tl.arange(0, ROWS * COLUMNS)
     offsets = element // COLUMNS * (pitch.to(tl.int32) // 8 * 8) + element % COLUMNS
@@ -200,7 +201,7 @@ def _update_line(
     MOMENT: tl.constexpr,
     RULE: tl.constexpr,
 ):
-    """Up to ``COLUMNS`` elements that begin anywhere: one for each thread, so few registers."""
+    """Update up to ``COLUMNS`` elements that begin anywhere: one per thread, so few registers."""
     offsets = tl.arange(0, COLUMNS)
     mask = offsets < num_columns
     pointers = (
@@ -228,11 +229,11 @@ def sweep_kernel(
     MOMENT: tl.constexpr,
     RULE: tl.constexpr,
 ):
-    """Updates one chunk or one tile of one parameter of the table's ``count``.
+    """Update one chunk or one tile of one of the table's ``count`` parameters.
 
     Args:
         table: int64, a row of ``_NUM_WORDS`` for each parameter.
-        scale: None, or a pointer to what multiplies every gradient.
+        scale: None, or a pointer to the factor of every gradient.
         CHUNK: elements of a whole parameter that one program updates.
         ROWS, COLUMNS: of the rectangle that is updated at once.
     """

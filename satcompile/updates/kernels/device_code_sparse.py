@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 # (Triton types what it compiles.)
-"""Matrix products of which only some tiles count, as Triton compiles them.
+"""Matrix products of which only some tiles count, in Triton.
 
-Names in capitals are known when a kernel is built.
+Names in capitals are constants when a kernel is built.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["OutOfResources", "masked_mm_kernel", "tile_mm_kernel"]
 
 @triton.jit
 def _grouped(num_rows, num_columns, GROUP: tl.constexpr):
-    """Which of ``num_rows`` x ``num_columns`` parts a program computes: its row and its column.
+    """The row and the column of a program's part, among ``num_rows`` x ``num_columns`` parts.
 
-    Neighbours in time are neighbours in both directions (``GROUP`` rows of parts), so that what
-    they read is still in the cache.
+    Programs that run one after the other compute parts that are neighbours in both directions
+    (``GROUP`` rows of parts), so that the data that they read is still in the cache.
     """
     program = tl.program_id(0)
     parts_in_group = GROUP * num_columns
@@ -49,12 +49,12 @@ def _product_tile(
 ):
     """``rows[:, top:].T @ columns[:, left:]``, ``ROWS`` x ``COLUMNS`` of it, in float32.
 
-    The transpose is read as it lies: the hardware turns it on its way to the tensor cores.
+    The transpose is read as stored: the hardware turns it on its way to the tensor cores.
     """
     depth = tl.arange(0, DEPTH)
     row = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    # Offsets within a part fit 32 bits; where the part begins need not.
+    # Offsets within a part fit 32 bits; the part's own offset need not.
     rows += top.to(tl.int64) * row_step
     columns += left.to(tl.int64) * column_step
     row_pointers = rows + row[:, None] * row_step + depth[None, :] * row_pitch
@@ -84,8 +84,8 @@ def _part_of_tile(
 ):
     """A program's part of a tile: top, left, bottom, right, and whether there is anything to do.
 
-    Parts need not divide the tile. Where they do, bottom and right stay those of the matrix, of
-    whose alignment the compiler knows.
+    Parts need not divide the tile. Where they do, bottom and right stay those of the matrix, whose
+    alignment the compiler knows.
     """
     across: tl.constexpr = (TILE_WIDTH + COLUMNS - 1) // COLUMNS
     parts: tl.constexpr = (TILE_HEIGHT + ROWS - 1) // ROWS * across
@@ -103,7 +103,7 @@ def _part_of_tile(
         right = tl.minimum(width, tile_left + TILE_WIDTH)
     top = tile_top + part // across * ROWS
     left = tile_left + part % across * COLUMNS
-    # A part of a tile at an edge may lie outside.
+    # At an edge, a part of a tile may lie outside the matrix.
     is_active = (number >= 0) & (top < bottom) & (left < right)
     return top, left, bottom, right, is_active
 
@@ -121,10 +121,10 @@ def _store(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Rounds ``ROWS`` x ``COLUMNS`` numbers once and writes those before ``bottom`` and ``right``."""
+    """Round ``ROWS`` x ``COLUMNS`` numbers once; write those before ``bottom`` and ``right``."""
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
-    # Offsets within a part fit 32 bits; where the part begins need not.
+    # Offsets within a part fit 32 bits; the part's own offset need not.
     out += top.to(tl.int64) * pitch + left.to(tl.int64) * step
     mask = (row < bottom - top) & (column < right - left)
     tl.store(out + row * pitch + column * step, total.to(out.dtype.element_ty), mask=mask)
@@ -189,8 +189,8 @@ def masked_mm_kernel(
 ):
     """``out = a @ b`` over the tiles of ``b`` that count: ``ROWS`` x ``COLUMNS`` of it.
 
-    The blocks of rows that count are one loop, not a loop in a loop: the next block is fetched
-    while the last is still multiplied.
+    One loop, not a loop in a loop, runs over the blocks of rows that count: the next block is
+    fetched while the last is still multiplied.
     """
     across: tl.constexpr = (TILE_WIDTH + COLUMNS - 1) // COLUMNS
     steps: tl.constexpr = TILE_DEPTH // DEPTH
@@ -206,7 +206,7 @@ def masked_mm_kernel(
         depth = tl.arange(0, DEPTH)
         row = tl.arange(0, ROWS)
         column = tl.arange(0, COLUMNS)
-        # Offsets within a part fit 32 bits; where the part begins need not.
+        # Offsets within a part fit 32 bits; the part's own offset need not.
         a += top.to(tl.int64) * a_pitch
         b += left.to(tl.int64) * b_step
         a_offsets = row[:, None] * a_pitch + depth[None, :] * a_step

@@ -1,4 +1,4 @@
-"""What is done on the host around every launch."""
+"""Work on the host around every launch."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import torch
 from satcompile.torch_compat.operators import add_to_each
 from satcompile.updates.optimizers.rules import Update
 
-_ALIGNED = 16  # bytes, and elements: what the compiler looks for
+_ALIGNED = 16  # bytes, and elements: the divisor that the compiler looks for
 
 
 def count_up(updates: Sequence[Update]) -> None:
-    """One more update of each."""
+    """Count one more update of each parameter."""
     steps = [update.step for update in updates if update.step is not None]
     if steps:
         add_to_each(steps, 1.0)
 
 
 def mark_written(updates: Iterable[Update]) -> None:
-    """Autograd must know: a graph that saved one of these weights is not to run backward now."""
+    """Tell autograd: a graph that saved one of these weights must not run backward now."""
     tensors = chain.from_iterable((update.parameter, *update.moments) for update in updates)
     torch.autograd.graph.increment_version(tuple(tensors))
 
 
 def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device. (On the CPU its interpreter takes any.)"""
+    """Triton launches on the current device. (On the CPU, its interpreter takes any device.)"""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def is_aligned(matrix: torch.Tensor) -> bool:
-    """Whether the compiler, shown address, sizes and strides, reads 16 bytes of it at once."""
+    """Whether the compiler, given address, sizes and strides, reads 16 bytes at once."""
     by_rows = matrix if matrix.stride(1) == 1 else matrix.t()
     pitch, step = by_rows.stride()
     numbers = (pitch, by_rows.shape[1], matrix.data_ptr())

@@ -1,4 +1,4 @@
-"""The numbers of one update, as every kernel reads them: worked out once, in double precision."""
+"""The numbers of one update, as every kernel reads them: computed once, in double precision."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from satcompile.updates.optimizers.rules import Update
 
 
 class Scalars(NamedTuple):
-    """What of an update is the same for all of its elements.
+    """The numbers of an update that are the same for all of its elements.
 
     Attributes:
         rate: the learning rate; Adam's is divided by its first bias correction.
-        decay: what multiplies the weight before it is added to the gradient; decoupled, what
-            multiplies the weight itself.
+        decay: factor of the weight that is added to the gradient; if decoupled, factor of the
+            weight itself.
         keep: SGD: the momentum's share of itself. Adam: how far the mean goes to the gradient.
         take: share of the gradient in the momentum, or of its square in the second moment.
         beta2: Adam: the second moment's share of itself.
@@ -37,7 +37,7 @@ NUM_SCALARS = len(Scalars._fields)
 
 
 def scalars_of(update: Update) -> Scalars:
-    """The numbers of this update; its ``step``, if any, has been counted up."""
+    """The numbers of an update whose ``step``, if any, already counts it."""
     numbers = update.numbers
     if update.rule.formula == "sgd":
         is_first = update.is_first

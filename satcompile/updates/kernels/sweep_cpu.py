@@ -60,7 +60,7 @@ def _row(update: Update) -> tuple[Any, ...]:
 
 
 def _pieces(update: Update) -> np.ndarray:
-    """What a thread does at a time: rows of (parameter, begin, rows, columns, stride)."""
+    """Pieces of work for a thread: rows of (parameter, begin, rows, columns, stride)."""
     if update.tiles is None:
         return _pieces_of_whole(update.parameter.numel())
     tiles, height = update.tiles, update.parameter.shape[0]

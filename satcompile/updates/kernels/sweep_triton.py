@@ -1,9 +1,9 @@
-"""One launch that updates many parameters: torch's fused optimizers, for active tiles too.
+"""One launch that updates many parameters, like torch's fused optimizers; active tiles, too.
 
-Weights and moments are read and written once, the gradient is read once: the kernel is as fast as
-memory is. Arithmetic is in float32, and in float64 for float64 parameters; each result is rounded
-once, when it is stored. (torch's unfused optimizers round after every operation, which differs
-for bfloat16 and float16.)
+The kernel reads and writes weights and moments once and reads the gradient once, so it is as fast
+as memory allows. Arithmetic is in float32, and in float64 for float64 parameters; each result is
+rounded once, when it is stored. (torch's unfused optimizers round after every operation, which
+differs for bfloat16 and float16.)
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from satcompile.updates.optimizers.rules import Update
 
 CHUNK = 8192  # elements of a whole parameter for one program
 ELEMENTS_AT_ONCE = 1024
-NUM_WARPS = 4  # eight elements a thread
+NUM_WARPS = 4  # eight elements per thread
 _MAX_COLUMNS, _MIN_COLUMNS = 128, 16
 
 
 def sweep(updates: Sequence[Update], scale: torch.Tensor | None = None) -> None:
-    """Applies the updates in place, with one launch for each rule and set of dtypes.
+    """Apply the updates in place, with one launch for each rule and set of dtypes.
 
     Nothing waits for the GPU: the numbers travel in one small tensor from pinned memory.
 
     Args:
-        updates: of different parameters. A tile must not stand twice in its list. Parameters
-            without tiles need not be contiguous, as long as their memory has no gaps and gradient
-            and moments have the same strides. Steps are counted up by one.
+        updates: of different parameters. No list may hold a tile twice. Parameters without tiles
+            need not be contiguous, as long as their memory has no gaps and gradient and moments
+            have the same strides. Each ``step`` is incremented by one.
         scale: no dimensions, on the parameters' device: multiplies every gradient.
 
     Raises:
-        ValueError: tensors of an update that do not fit each other. Nothing was changed then.
+        ValueError: tensors of an update do not fit each other. Nothing is changed then.
     """
     for update in updates:
         check_update(update)
@@ -106,14 +106,14 @@ def _launch(group: Sequence[Update], table: torch.Tensor, scale: torch.Tensor | 
 
 
 def _columns(group: Sequence[Update]) -> int:
-    """Width of what is updated at once: the widest tile's, within limits; a power of two."""
+    """Columns that are updated at once: the widest tile's, within limits; a power of two."""
     widest = max(_line(update) for update in group)
     next_power = 1 << (widest - 1).bit_length()
     return min(max(next_power, _MIN_COLUMNS), _MAX_COLUMNS)
 
 
 def _line(update: Update) -> int:
-    """How many elements follow each other: whole rows do as those of whole parameters do."""
+    """Elements that follow each other; whole rows count like whole parameters."""
     parameter, tiles = update.parameter, update.tiles
     if tiles is None or tiles.width >= parameter.numel() // max(parameter.shape[0], 1):
         return _MAX_COLUMNS

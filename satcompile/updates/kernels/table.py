@@ -15,9 +15,9 @@ from satcompile.updates.optimizers.rules import Tiles, Update
 
 
 class Word(IntEnum):
-    """What stands where in a row."""
+    """Positions of the words in a row."""
 
-    FIRST_PROGRAM = 0  # of the programs that share the launch
+    FIRST_PROGRAM = 0  # of the row, among the programs that share the launch
     PARAMETER = 1
     GRADIENT = 2
     MOMENTS = 3  # three addresses, 0 where there is none
@@ -27,7 +27,7 @@ class Word(IntEnum):
     WIDTH = 9
     TILE_HEIGHT = 10
     TILE_WIDTH = 11
-    IN_VECTORS = 12  # everything begins at multiples of 16 bytes
+    IN_VECTORS = 12  # whether everything begins at multiples of 16 bytes
     SCALARS = 13  # eight, as float64
 
 
@@ -37,14 +37,14 @@ _VECTOR_ELEMENTS = 8  # of the smallest dtype, in 16 bytes
 
 
 def num_programs(update: Update, chunk: int) -> int:
-    """One for each tile of the list, or for each chunk of a whole parameter."""
+    """Programs of an update: one for each listed tile, or for each chunk of a whole parameter."""
     if update.tiles is not None:
         return update.tiles.numbers.numel() if update.parameter.numel() else 0
     return -(-update.parameter.numel() // chunk)
 
 
 def table_of(updates: Sequence[Update], scalars: Sequence[Scalars], chunk: int) -> torch.Tensor:
-    """The rows, on the CPU. Programs are numbered through in the order of the updates."""
+    """The rows, on the CPU. Programs are numbered in the order of the updates."""
     rows, first_program = [], 0
     for update in updates:
         rows.append(_row(update, first_program))
@@ -77,7 +77,7 @@ def _row(update: Update, first_program: int) -> list[int]:
 
 
 def _steps(tiles: Tiles | None, width: int) -> tuple[int, ...]:
-    """Numbers of elements of which the distances between tiles and between their rows are made."""
+    """Steps in elements: distances between tiles and between their rows are sums of them."""
     if tiles is None:
         return ()
     if tiles.width >= width:

@@ -1,5 +1,5 @@
-"""Convolutions of which some output channels count: those are put together, and torch's own
-convolution does the rest."""
+"""Convolutions of which only some output channels count: the code puts these channels together, and
+torch's own convolution computes them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Rows = Sequence[tuple[int, int]]  # begin and end of runs of output channels
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution without groups, not transposed, of which some output channels count.
+    """A convolution, neither grouped nor transposed, of which only some output channels count.
 
     Attributes:
-        stride, padding, dilation: as in ``torch.nn.functional.conv2d``, one number a dimension.
+        stride, padding, dilation: as in ``torch.nn.functional.conv2d``, one number per dimension.
         rows: the output channels that count.
-        always_sparse: also where the dense one would be faster, to see what memory it takes.
+        always_sparse: even where the dense one would be faster, to measure the memory.
     """
 
     stride: Sequence[int]
@@ -39,7 +39,7 @@ class Convolution:
         Args:
             gradient: (N, n, ...), of the output.
             input: (N, c, ...).
-            weight: (n, c, ...); its values are not looked at.
+            weight: (n, c, ...); its values are not read.
         """
 
         def sparse() -> torch.Tensor:
@@ -71,7 +71,7 @@ class Convolution:
     def forward(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """The output, as if the weight were 0 outside the rows: there is the bias alone."""
+        """The output, as if the weight were 0 outside the rows: only the bias is left there."""
 
         def sparse() -> torch.Tensor:
             some = convolve(input, self._some(weight, 0), None, *self._geometry)
@@ -90,7 +90,7 @@ class Convolution:
         return self.stride, self.padding, self.dilation
 
     def _some(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """The channels that count, in memory of their own where there are several runs of them."""
+        """The channels that count; a copy if they form several runs."""
         parts = [tensor.narrow(dim, begin, end - begin) for begin, end in self.rows]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
@@ -134,14 +134,14 @@ def input_gradient(
     weight: torch.Tensor,
     *geometry: Sequence[int],
 ) -> torch.Tensor:
-    """The gradient of an input, by the whole weight."""
+    """The gradient of an input, with the whole weight."""
     return _gradients(gradient, input, weight, geometry, wants_weight=False)
 
 
 def convolve(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
 ) -> torch.Tensor:
-    """A convolution with all of its weight."""
+    """A convolution with the whole weight."""
     found: torch.Tensor = aten.convolution.default(
         input, weight, bias, *geometry, False, [0] * len(geometry[0]), 1
     )
@@ -164,7 +164,7 @@ def _gradients(
 
 
 def _spread(some: torch.Tensor, rows: Rows, count: int, dim: int) -> torch.Tensor:
-    """Zeros of ``count`` channels with these in their places, in the same order of memory."""
+    """Zeros of ``count`` channels with ``some`` in their places, in the same memory format."""
     shape = list(some.shape)
     shape[dim] = count
     is_last = some.dim() == 4 and not some.is_contiguous() and some.is_contiguous(

@@ -1,8 +1,8 @@
-"""Matrix products on the CPU whose time follows the tiles that count (``tile_mm.cpp``).
+"""Matrix products on the CPU whose time scales with the tiles that count (``tile_mm.cpp``).
 
 Adjacent tiles are one product of torch's own library. Each product runs on one thread, several at a
-time: of 128 x 128 tiles at 2048 tokens, that takes about three quarters of the time of products that
-each run on all threads.
+time. For 128 x 128 tiles at 2048 tokens, this takes about three quarters of the time of products
+that each run on all threads.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def masked_mm(
 
     Args:
         a, b: (M, K) and (K, N), of any strides, of one floating dtype.
-        groups: int64, (count, 4): the columns from left to right of the product, for which the rows
-            of ``b`` count that the runs from first to last have. They cover the product.
+        groups: int64, (count, 4): left, right, first, last. For the product's columns from left to
+            right, the rows of ``b`` in the runs from first to last count. Groups cover the product.
         runs: int64, (count, 2): begin and end.
-        bias: what can be added to (M, N).
+        bias: a tensor that can be added to (M, N).
 
     Returns:
         (M, N), contiguous.
@@ -103,7 +103,7 @@ def _gathered(
     runs: np.ndarray,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One product for each group, of what counts put together."""
+    """One product for each group, of the parts that count, put together."""
     out = a.new_empty(a.shape[0], b.shape[1])
     for left, right, first, last in groups.tolist():
         part = out[:, left:right]

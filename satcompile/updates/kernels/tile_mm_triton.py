@@ -1,7 +1,7 @@
-"""Matrix products that leave out frozen tiles: of the result, or of the second factor.
+"""Matrix products that leave out frozen tiles of the result, or of the second factor.
 
-Both accumulate in float32 and round once. On a GPU, how the work is cut is chosen by timing the
-first call of a kind; sums are added in the order of the inner dimension however it is cut.
+Both accumulate in float32 and round once. On a GPU, the first call of a kind is timed to choose how
+the work is cut. However it is cut, sums are added in the order of the inner dimension.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from satcompile.updates.kernels.launch import is_aligned, launching_on
 from satcompile.updates.optimizers.rules import Tiles
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_GROUP_ROWS = 8  # rows of parts that are computed together, for the cache's sake
+_GROUP_ROWS = 8  # rows of parts that are computed together, for the cache
 _MAX_STRIDE = 2**23  # offsets within 256 rows are 32 bits long
-_SMALLEST = 16  # rows, columns or depth of what tensor cores multiply
+_SMALLEST = 16  # fewest rows, columns or depth that tensor cores multiply
 _VECTOR = 8  # elements of half precision in 16 bytes
 _TIMED_RUNS = 5
 
@@ -29,9 +29,9 @@ class Parts:
 
     Attributes:
         rows, columns: part of the result that one program computes; powers of two from 16.
-        depth: of the inner dimension, what is read at once; a power of two from 16.
+        depth: part of the inner dimension that is read at once; a power of two from 16.
         num_warps: of a program.
-        num_stages: loads under way at once.
+        num_stages: loads in flight at once.
     """
 
     rows: int
@@ -41,8 +41,8 @@ class Parts:
     num_stages: int
 
 
-# Built ahead of time for sm_80 and sm_90, none spills. Without a GPU, where nothing can be timed,
-# the first is taken.
+# Built ahead of time for sm_80 and sm_90, none spills. Without a GPU nothing can be timed, and the
+# first is taken.
 HALF_PRECISION = (
     Parts(rows=128, columns=128, depth=64, num_warps=8, num_stages=3),
     Parts(rows=128, columns=128, depth=64, num_warps=8, num_stages=4),
@@ -60,7 +60,7 @@ TF32 = (
     Parts(rows=64, columns=128, depth=32, num_warps=4, num_stages=4),
     Parts(rows=64, columns=64, depth=32, num_warps=8, num_stages=4),
 )
-# Float32 in full: without tensor cores, so that factors need registers.
+# Full float32: without tensor cores, factors need registers.
 EXACT = (
     Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=3),
     Parts(rows=128, columns=128, depth=16, num_warps=8, num_stages=5),
@@ -91,15 +91,14 @@ def tile_mm(
 ) -> None:
     """``out = a @ b`` at the tiles of the list; everything else of ``out`` becomes zero.
 
-    The work is proportional to the list. Zeros are written by ``out.zero_()`` before: the list
-    says which tiles are active and not which are not, in any order, and a fill runs at the speed
-    of memory. (It is two bytes an element in half precision, beside 2 T operations for an active
-    element.)
+    The work is proportional to the list. ``out.zero_()`` writes the zeros first: the list names
+    active tiles only, in any order, and a fill runs at the speed of memory. (It writes two bytes
+    per element in half precision, beside 2 T operations for an active element.)
 
     Args:
         a: (M, T), of any strides: float32, bfloat16 or float16.
         b: (T, N), of any strides and the same dtype.
-        tiles: of any height and width; none may stand in the list twice.
+        tiles: of any height and width; no tile may be in the list twice.
         transposed: the tiles cut ``out.T``, not ``out``.
         out: (M, N), float32, bfloat16 or float16; its rows or its columns are contiguous, with or
             without gaps between them.
@@ -107,7 +106,7 @@ def tile_mm(
         parts: by default the fastest of those known to suit dtype and alignment.
 
     Raises:
-        ValueError: tensors that do not fit each other. Nothing was changed then.
+        ValueError: tensors do not fit each other. Nothing is changed then.
     """
     _check_product(a, b, out)
     if transposed:
@@ -145,23 +144,23 @@ def masked_mm(
 ) -> None:
     """``out = a @ b``, where only the listed tiles of ``b`` count and the others are taken as zero.
 
-    ``b`` is cut into tiles of ``depth`` x ``width``, those at the lower and right edges smaller.
-    Of its j-th block of columns, the blocks of rows ``blocks[starts[j]:starts[j + 1]]`` count;
-    where there is none, ``out`` is zero. What is not listed is not read.
+    ``b`` is cut into tiles of ``depth`` x ``width``; those at the lower and right edges are
+    smaller. In its j-th block of columns, the blocks of rows ``blocks[starts[j]:starts[j + 1]]``
+    count; where there is none, ``out`` is zero. Tiles that are not listed are not read.
 
     Args:
         a: (M, K), of any strides: float32, bfloat16 or float16.
         b: (K, N), of any strides and the same dtype.
-        starts: int32, one more than there are blocks of columns; never falls.
-        blocks: int32, at least ``starts[-1]`` of them, each from 0 to the number of blocks of
-            rows, without that. (Both stay on the GPU: what they hold is not looked at before.)
+        starts: int32, one more than there are blocks of columns; never decreases.
+        blocks: int32, at least ``starts[-1]`` of them, each at least 0 and below the number of
+            blocks of rows. (Both stay on the GPU: their values are not checked.)
         depth, width: rows and columns of a tile, multiples of 16.
         out: (M, N), contiguous, float32, bfloat16 or float16; all of it is written.
         tf32: float32 inputs are rounded to TF32 for the tensor cores.
         parts: by default the fastest of those known to suit dtype and alignment.
 
     Raises:
-        ValueError: tensors that do not fit each other. Nothing was changed then.
+        ValueError: tensors do not fit each other. Nothing is changed then.
     """
     _check_product(a, b, out)
     _check_blocks(b, starts, blocks, depth, width)
@@ -176,7 +175,7 @@ def masked_mm(
 
     def fitted(parts: Parts) -> Parts:
         rows, columns = _within(parts.rows, out.shape[0]), _within(parts.columns, tile[1])
-        whole = min(parts.depth, depth & -depth)  # the largest power of two in it
+        whole = min(parts.depth, depth & -depth)  # the largest power of two that divides it
         return replace(parts, rows=rows, columns=columns, depth=whole)
 
     kind = ("masked_mm", blocks.numel().bit_length())
@@ -247,7 +246,8 @@ def _chosen(
 ) -> Parts:
     """The fastest candidate for calls like this one; timed once, on this call's own tensors.
 
-    Sizes are alike up to a factor of two, lest a batch of another length be timed again.
+    Sizes up to a factor of two apart count as alike, so that a batch of another length is not timed
+    again.
     """
     different = tuple(dict.fromkeys(candidates))
     device = tensors[0].device
@@ -256,7 +256,7 @@ def _chosen(
     key = (kind, device, *(_likeness(tensor) for tensor in tensors))
     if key not in _fastest:
         if torch.cuda.is_current_stream_capturing():
-            return different[0]  # nothing runs now that could be timed
+            return different[0]  # nothing runs during capture, so nothing can be timed
         _fastest[key] = _timed(different, launch)
     return _fastest[key]
 

@@ -7,7 +7,7 @@ import torch
 from satcompile.updates.kernels import crossover, tile_mm_cpu
 from satcompile.updates.sparsity.pattern import Pattern
 
-_PARTS = 16  # of which a GPU's tensor cores make up a tile of the second factor
+_PARTS = 16  # on a GPU, sides of the second factor's tiles are multiples, for tensor cores
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -51,7 +51,7 @@ def masked_mm(
     Args:
         a, b: (M, K) and (K, N), of any strides.
         pattern: of (K, N), or with ``transposed`` of (N, K).
-        bias: what can be added to (M, N).
+        bias: a tensor that can be added to (M, N).
 
     Returns:
         (M, N), contiguous.

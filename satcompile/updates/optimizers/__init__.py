@@ -1,1 +1,1 @@
-"""Optimizers whose update is compiled: rules, state, and when they are applied."""
+"""Optimizers whose update is compiled: rules, state, and when updates are applied."""

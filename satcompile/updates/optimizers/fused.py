@@ -1,7 +1,7 @@
 """``fuse_optimizer``: an optimizer's step as one sweep, or inside the backward.
 
-The optimizer stays the object that it was, with the same ``param_groups`` and ``state``; only
-its class changes, to one that inherits torch's and steps by our kernels.
+The optimizer stays the same object, with the same ``param_groups`` and ``state``. Only its class
+changes, to one that inherits torch's and steps with our kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``fuse_optimizer`` was asked."""
+    """The settings that ``fuse_optimizer`` was given."""
 
     in_backward: bool = False
     accumulate: int = 1
@@ -34,8 +34,8 @@ class Settings:
 
     @property
     def updates_in_backward(self) -> bool:
-        """Whether a gradient may be applied when it appears: with clipping, all must be known
-        first; with accumulation, all backwards."""
+        """Whether a gradient may be applied when it appears. Clipping needs all gradients first;
+        accumulation needs all backwards."""
         return self.in_backward and self.accumulate == 1 and self.max_grad_norm is None
 
 
@@ -52,15 +52,15 @@ def fuse_optimizer(
     Args:
         optimizer: torch.optim.AdamW, Adam or SGD, at any time in its life.
         in_backward: update each parameter inside the compiled backward as soon as its gradient
-            exists. ``p.grad`` stays None, and where gradients set the peak, it falls. Applies to
-            graphs of ``backend="sat"``, and there to parameters whose gradient nobody else is to
-            see; all others are updated by ``step()``. Set learning rates before the backward.
+            exists. ``p.grad`` stays None, and if gradients set the peak, the peak falls. Applies to
+            graphs of ``backend="sat"``, and there to parameters whose gradient no other code has
+            to see; ``step()`` updates all others. Set learning rates before the backward.
         accumulate: backwards per ``step()``. With more than one, and ``in_backward``, gradients
-            are summed in ``p.grad`` and applied by ``step()``.
+            are summed in ``p.grad``, and ``step()`` applies them.
         max_grad_norm: clip the norm of all gradients together, as
             ``torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)`` before ``step()`` would;
             ``optimizer.grad_norm`` is then the norm of the last step. All gradients must be known
-            first, so they are applied by ``step()``.
+            first, so ``step()`` applies them.
 
     Raises:
         UnsupportedError: another class of optimizer, ``capturable``, ``differentiable``, DTensors,
@@ -108,10 +108,10 @@ def _is_scheduled(optimizer: torch.optim.Optimizer) -> bool:
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """What the fused classes add to torch's.
+    """The methods that the fused classes add to torch's.
 
     Attributes:
-        torch_class: whose formula it has.
+        torch_class: the class whose formula it uses.
         grad_norm: of the last step, before clipping; None without ``max_grad_norm``.
     """
 
@@ -121,10 +121,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @torch.compiler.disable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients that are set, after ``closure`` where one is given.
+        """Apply the gradients that are set, after ``closure`` if one is given.
 
         Raises:
-            UpdateError: what was applied inside the backward is not what this step would apply.
+            UpdateError: the backward applied other updates than this step would apply.
         """
         loss = None
         if closure is not None:
@@ -147,7 +147,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                     yield update_of(self, group, self.torch_class, parameter, parameter.grad)
 
     def _clipping_scale(self, updates: list[Update]) -> torch.Tensor | None:
-        """What torch's ``clip_grad_norm_`` multiplies gradients with."""
+        """The factor by which torch's ``clip_grad_norm_`` multiplies gradients."""
         limit = self._fused_settings.max_grad_norm
         if limit is None:
             return None
@@ -169,7 +169,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         backward_updates.BACKWARD_UPDATES.changed()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's; settings that cannot be fused are refused before anything is loaded."""
+        """Load as torch does; refuse settings that cannot be fused before anything is loaded."""
         check_groups([{**g, "params": ()} for g in state_dict["param_groups"]], self.torch_class)
         super().load_state_dict(state_dict)  # type: ignore[arg-type]
         backward_updates.BACKWARD_UPDATES.changed()

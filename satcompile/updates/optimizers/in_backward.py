@@ -1,10 +1,10 @@
-"""Updates inside the backward: which gradients may be applied as they appear, and what was.
+"""Updates inside the backward: which gradients may be applied as they appear, and which were.
 
-The backward of a compiled graph hands each gradient to ``satcompile::update_``. There, and not
-when the graph was compiled, it is decided what becomes of it: it is *applied* to its parameter
-and forgotten, or *kept* and returned, so that autograd treats it as ever and ``step()`` applies
-it. It is applied only where nobody else is to see it and no other gradient of the same
-parameter can follow before ``step()``:
+The backward of a compiled graph hands each gradient to ``satcompile::update_``. The run, and not
+the compilation, decides about each gradient. It is *applied* to its parameter and dropped, or
+*kept* and returned, so that autograd handles it as usual and ``step()`` applies it. It is applied
+only if no other code has to see it and no other gradient of the same parameter can follow before
+``step()``:
 
 1. the parameter belongs to an optimizer with ``in_backward``, one backward per step, no clipping;
 2. its ``.grad`` is None, and it has no hooks;
@@ -13,8 +13,8 @@ parameter can follow before ``step()``:
    returned a gradient for it in the same ``backward()``;
 5. the loss was not scaled by a GradScaler, and the model is not inside DistributedDataParallel.
 
-After it was applied, the parameter is *spent* until ``step()``. Another gradient for a spent
-parameter would belong to the weights of before: an ``UpdateError``.
+After its gradient is applied, the parameter is *spent* until ``step()``. Another gradient for a
+spent parameter would belong to the earlier weights, so it raises an ``UpdateError``.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ NOTHING: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class Owner:
-    """Who updates ``parameter`` inside the backward, by which group. Keeps nobody alive."""
+    """The optimizer and the group that update ``parameter``, held by weak references."""
 
     parameter: weakref.ReferenceType[torch.Tensor]
     reference: weakref.ReferenceType[Any]
     number: int
 
     def updates(self, parameter: torch.Tensor) -> bool:
-        """Whether it is this very one: an id is given again when what had it is gone."""
+        """Whether ``parameter`` is the same object: Python reuses the ids of dead objects."""
         return self.parameter() is parameter
 
     @property
     def optimizer(self) -> Any:
-        """Alive wherever its parameters are about to be updated; None once it is gone."""
+        """The optimizer, alive whenever its parameters are about to be updated; None once gone."""
         return self.reference()
 
     @property
@@ -88,7 +88,7 @@ class Offer:
 
     Attributes:
         positions: among the inputs.
-        withheld: by position, why another one that belongs to such an optimizer may not.
+        withheld: by position, why another gradient of such an optimizer is not handed over.
     """
 
     positions: frozenset[int] = NOTHING
@@ -107,18 +107,18 @@ class PendingBackward:
 
 @dataclass
 class Applied:
-    """What an optimizer's backward has applied since its last step, by the parameter's id."""
+    """Numbers that the backward applied since an optimizer's last step, by the parameter's id."""
 
     numbers: dict[int, Numbers] = field(default_factory=dict)
 
 
 class BackwardUpdates:
-    """Every optimizer that updates inside the backward, and what is under way."""
+    """Every fused optimizer, and the state of the step in progress."""
 
     def __init__(self) -> None:
-        # In the order of their coming.
+        # In the order in which they were added.
         self._optimizers: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
-        self._is_used = False  # whether there ever was one: most processes never fuse any
+        self._is_used = False  # whether there ever was an optimizer: most processes never fuse any
         self._applied: weakref.WeakKeyDictionary[Any, Applied] = weakref.WeakKeyDictionary()
         self._owners: dict[int, Owner] | None = None
         self._holders: dict[int, Owner] = {}
@@ -127,13 +127,13 @@ class BackwardUpdates:
         self._kept: tuple[int, set[int]] = (-1, set())
         self._loss_is_scaled = self._last_loss_was_scaled = False
         self._reported: set[str] = set()
-        # Reentrant: what is collected while it is held may be a node whose end is told here.
+        # Reentrant: a node collected while the lock is held takes the lock in its finalizer.
         self._lock = threading.RLock()
 
     # -- optimizers ------------------------------------------------------------------------
 
     def add(self, optimizer: Any) -> None:
-        """``optimizer`` was fused, or fused anew with other settings."""
+        """Add an optimizer that was fused, or fused again with other settings."""
         self._optimizers[optimizer] = None
         self._is_used = True
         self.changed()
@@ -142,25 +142,25 @@ class BackwardUpdates:
             watch_clipping(self._about_to_clip)
 
     def changed(self) -> None:
-        """Parameters or settings of some optimizer changed."""
+        """Note that parameters or settings of some optimizer changed."""
         self._owners = None
 
     def owners(self) -> Mapping[int, Owner]:
-        """Who updates each parameter, by the parameter's id."""
+        """The owner that updates each parameter, by the parameter's id."""
         if self._owners is None or self._optimizers or self._counted:
             self._look_again()
         assert self._owners is not None
         return self._owners
 
     def holder(self, parameter: torch.Tensor) -> Any | None:
-        """The fused optimizer that updates ``parameter``, inside the backward or not; of several the
-        one that was fused last."""
+        """The fused optimizer that updates ``parameter``, inside the backward or not; if there are
+        several, the one that was fused last."""
         self._look_again()
         found = self._holders.get(id(parameter))
         return found.optimizer if found is not None and found.updates(parameter) else None
 
     def _look_again(self) -> None:
-        """At optimizers, if there are others, or these have other parameters."""
+        """Find owners again if there are other optimizers, or these have other parameters."""
         live = list(self._optimizers)
         counted = tuple(len(g["params"]) for o in live for g in o.param_groups)
         if self._owners is None or counted != self._counted:
@@ -194,7 +194,7 @@ class BackwardUpdates:
     def forward_ran(
         self, args: Sequence[Any], trained: Sequence[int], results: Sequence[Any]
     ) -> None:
-        """A forward has run."""
+        """Note that a forward has run."""
         if not self._is_used:
             return
         owners = self.owners() if self._owners is None else self._owners  # as when it was planned
@@ -221,7 +221,7 @@ class BackwardUpdates:
     # -- backwards -------------------------------------------------------------------------
 
     def plain_backward(self) -> None:
-        """A compiled backward is about to run that returns all gradients."""
+        """Note that a compiled backward is about to run that returns all gradients."""
         if not self._is_used or not self._optimizers:
             return
         pending = self._pending_of(current_backward_node())
@@ -230,7 +230,7 @@ class BackwardUpdates:
 
     @contextmanager
     def backward(self, edges: Mapping[int, int]) -> Iterator[Backward]:
-        """A compiled backward runs inside that hands gradients over.
+        """Decide about the gradients that a compiled backward, run inside, hands over.
 
         Args:
             edges: by a gradient's position, its position among autograd's edges.
@@ -260,8 +260,8 @@ class BackwardUpdates:
         return found
 
     def _kept_in_this_task(self) -> set[int]:
-        """Parameters to which autograd itself will have given a gradient when the ``backward()``
-        that runs has ended: it adds up what several graphs return before anyone sees it."""
+        """Parameters to which autograd itself gives a gradient by the end of the running
+        ``backward()``. It adds up the gradients of several graphs before anyone sees them."""
         task = current_backward_task()
         if self._kept[0] != task:
             self._kept = (task, set())
@@ -270,8 +270,8 @@ class BackwardUpdates:
     def _decide(
         self, node: Any, edges: Mapping[int, int], shared: set[int]
     ) -> tuple[dict[int, tuple[torch.Tensor, Owner]], dict[int, str]]:
-        """Parameter and owner per slot whose gradient is to be applied; and per slot whose is not,
-        why."""
+        """The parameter and owner of each gradient to apply, by slot; and why each other gradient is
+        not applied, by slot."""
         owners = self.owners()
         found: dict[int, tuple[torch.Tensor, Owner]] = {}
         returned: dict[int, str] = {}
@@ -331,7 +331,7 @@ class BackwardUpdates:
     # -- the end of a step -----------------------------------------------------------------
 
     def finish(self, optimizer: Any) -> None:
-        """``optimizer.step()`` was called: its parameters may be updated again.
+        """End a step, when ``optimizer.step()`` is called: its parameters may be updated again.
 
         Raises:
             UpdateError: a spent parameter has a gradient, too, or was updated with other numbers
@@ -357,10 +357,10 @@ class BackwardUpdates:
                     )
 
     def check_not_applied(self, optimizer: Any) -> None:
-        """Before gradients are dropped.
+        """Check before gradients are dropped.
 
         Raises:
-            UpdateError: the update cannot be dropped with them.
+            UpdateError: the update was applied and cannot be dropped with them.
         """
         if self._numbers_applied(optimizer):
             self._applied.pop(optimizer)
@@ -380,7 +380,7 @@ class BackwardUpdates:
         applied = {key for o in self._optimizers for key in self._numbers_applied(o)}
         misses = applied and (parameters is None or not applied.isdisjoint(map(id, parameters)))
         if misses and not may_clip:
-            self._tell_once(_NORM_ONLY)  # the Hugging Face Trainer asks for it, to log it
+            self._tell_once(_NORM_ONLY)  # the Hugging Face Trainer asks for the norm, to log it
         elif misses:
             raise UpdateError(
                 "Gradient clipping misses gradients: with in_backward=True the backward has "
@@ -399,7 +399,7 @@ def _holders(optimizers: Sequence[Any]) -> Iterator[tuple[int, Owner]]:
 
 def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
     found: dict[int, Owner] = {}
-    memory: dict[int, int] = {}  # parameters that share memory are nobody's: both updates count
+    memory: dict[int, int] = {}  # parameters that share memory have no owner: both updates count
     twice: set[int] = set()
     for optimizer in optimizers:
         if not optimizer._fused_settings.updates_in_backward:
@@ -417,7 +417,7 @@ def _owners(optimizers: Sequence[Any]) -> dict[int, Owner]:
 
 @dataclass(eq=False)
 class Backward:
-    """One run of a compiled backward; ``returned`` says per slot why autograd gets it."""
+    """One run of a compiled backward; ``returned`` says per slot why autograd gets the gradient."""
 
     ledger: BackwardUpdates
     to_apply: dict[int, tuple[torch.Tensor, Owner]]
@@ -426,7 +426,7 @@ class Backward:
     changed: list[torch.Tensor] = field(default_factory=list)
 
     def take(self, gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
-        """Gradients have been computed; their memory is used again afterwards."""
+        """Take computed gradients; their memory is reused afterwards."""
         updates = []
         for slot, gradient in zip(slots, gradients, strict=True):
             if slot not in self.to_apply:
@@ -447,7 +447,7 @@ class Backward:
 
 
 class _Running(threading.local):
-    """Backwards under way in this thread, innermost last."""
+    """Backwards that run in this thread, innermost last."""
 
     def __init__(self) -> None:
         self.stack: list[Backward] = []
@@ -458,7 +458,7 @@ BACKWARD_UPDATES = BackwardUpdates()
 
 
 def take_gradients(gradients: Sequence[torch.Tensor], slots: Sequence[int]) -> None:
-    """What ``satcompile::update_`` does."""
+    """The implementation of ``satcompile::update_``."""
     with torch.no_grad():
         _running.stack[-1].take(gradients, slots)
 

@@ -1,4 +1,4 @@
-"""What an update computes: plain data between the optimizers and the kernels.
+"""The formula of an update: plain data between the optimizers and the kernels.
 
 The formulas are those of torch's own optimizers (``torch.optim.AdamW``, ``Adam``, ``SGD``), with
 arithmetic in float32 for half-precision parameters and in the parameter's dtype otherwise:
@@ -23,14 +23,14 @@ import torch
 
 @dataclass(frozen=True)
 class Rule:
-    """A formula; what is in it is known when a kernel is built.
+    """A formula; all its fields are known when a kernel is built.
 
     Attributes:
         formula: "sgd" or "adam".
         num_moments: tensors of state beside the parameter: 0 or 1 (SGD), 2, or 3 (AMSGrad).
         decoupled: the decay scales the weight and does not enter the moments (AdamW).
         nesterov: SGD looks one step ahead.
-        maximize: the gradient is climbed.
+        maximize: the update follows the gradient upwards.
     """
 
     formula: Literal["sgd", "adam"]
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a parameter group may change between any two steps."""
+    """Numbers that a parameter group may change between any two steps."""
 
     lr: float
     weight_decay: float = 0.0
@@ -55,8 +55,8 @@ class Numbers:
 class Tiles:
     """Which part of a weight is updated; the rest keeps its weights and moments, bit for bit.
 
-    A weight of shape (n, ...) is a matrix of n rows, cut into ``height`` x ``width`` tiles, those
-    at the right and lower edges smaller. Tiles are numbered row by row.
+    A weight of shape (n, ...) is a matrix of n rows, cut into ``height`` x ``width`` tiles; those
+    at the right and lower edges may be smaller. Tiles are numbered row by row.
 
     Attributes:
         height: rows of a tile, from 1.
@@ -78,8 +78,8 @@ class Update:
         numbers: read when the update is applied.
         parameter, gradient, moments: of one shape, strides, dtype and device; memory
             without gaps.
-        step: float32, no dimensions, on the CPU: how many updates there were. Counted up here.
-        is_first: SGD's momentum is not there yet (its tensor holds nothing of use).
+        step: float32, no dimensions, on the CPU: the number of updates. The sweep increments it.
+        is_first: SGD has no momentum yet (its tensor holds nothing of use).
         tiles: None for the whole parameter.
     """
 

@@ -1,7 +1,7 @@
 """An optimizer's state, laid out as torch's own optimizers lay it out.
 
-So ``state_dict()`` is torch's, loads into a plain optimizer, and a plain one's loads here. The
-state of a parameter begins with its first update.
+So ``state_dict()`` is torch's: it loads into a plain optimizer, and a plain optimizer's loads here.
+The state of a parameter begins with its first update.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def update_of(
     parameter: torch.Tensor,
     gradient: torch.Tensor,
 ) -> Update:
-    """The update of ``parameter`` by ``gradient``, with state that is made where there is none."""
+    """The update of ``parameter`` by ``gradient``; makes state where there is none."""
     rule, state = rule_of(group, torch_class), optimizer.state[parameter]
     update = Update(
         rule,
@@ -76,7 +76,7 @@ def _is_alike(tensor: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 
 def _alike(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """``tensor`` in the parameter's dtype and strides; a copy where it was not."""
+    """``tensor`` in the parameter's dtype, strides and device; a copy if any of these differs."""
     if _is_alike(tensor, parameter):
         return tensor
     return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(tensor)

@@ -1,4 +1,4 @@
-"""Which optimizers, settings and parameters can be fused; what cannot is refused by name."""
+"""Which optimizers, settings and parameters can be fused; all others are refused by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_class(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_groups(groups: Iterable[Mapping[str, Any]], torch_class: type) -> None:
-    """Refuse settings and parameters that the kernels do not have."""
+    """Refuse settings and parameters that the kernels do not support."""
     for number, group in enumerate(groups):
         name = f"param_groups[{number}] of {torch_class.__name__}"
         for setting in ("capturable", "differentiable"):

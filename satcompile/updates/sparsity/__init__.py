@@ -1,1 +1,1 @@
-"""Sparse adaptive training: which tiles of each weight are trained, and when that is decided again."""
+"""Sparse adaptive training: which tiles of each weight are trained, and when that changes."""

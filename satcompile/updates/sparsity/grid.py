@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-# A convolution's library works on so many channels at a time.
+# A convolution's library works on this many channels at a time.
 _CHANNELS = 8
 
 
@@ -31,8 +31,8 @@ class Grid:
 
     @classmethod
     def of(cls, shape: Sequence[int], block: int) -> Grid:
-        """Square tiles for a matrix; for a convolution's weight, blocks of output channels of about
-        ``block**2`` weights, of at most ``block`` channels."""
+        """Square tiles for a matrix. For a convolution's weight: blocks of output channels, with
+        about ``block**2`` weights and at most ``block`` channels each."""
         shape = tuple(shape)
         if len(shape) == 2:
             return cls(shape, min(block, shape[0]), min(block, shape[1]))
@@ -78,7 +78,7 @@ class Grid:
         return rows.repeat_interleave(self.width, 1)[:, : self.columns].reshape(self.shape)
 
     def sums(self, matrix_strip: torch.Tensor) -> torch.Tensor:
-        """Sums over the tiles of some whole rows of tiles.
+        """The sum over each tile, in some whole rows of tiles.
 
         Args:
             matrix_strip: (rows, columns), beginning at a tile's upper edge.
@@ -102,15 +102,16 @@ def _lengths(extent: int, side: int, count: int) -> torch.Tensor:
 Rectangle = tuple[int, int, int, int]  # top, bottom, left, right, in elements
 
 
-_MOST_TILES = 1024  # among which the largest rectangles are looked for
+_MOST_TILES = 1024  # at most, for the search of the largest rectangles
 
 
 def rectangles(grid: Grid, active: torch.Tensor) -> list[Rectangle]:
-    """Adjacent tiles of a map of bool together, as rectangles that do not overlap: the larger, the
-    faster a product of them is per tile.
+    """Rectangles of adjacent active tiles, without overlap. The larger a rectangle, the faster its
+    product is per tile.
 
-    The largest rectangle, then the largest of what is left, and so on. Where there are very many
-    tiles: runs of tiles in a row, joined with equal runs in the next ones.
+    The largest rectangle comes first, then the largest among the remaining tiles, and so on. With
+    very many tiles, the rectangles are runs of tiles in a row, joined with equal runs in the next
+    rows.
     """
     find = _largest_first if active.numel() <= _MOST_TILES else _joined_runs
     return [
@@ -135,8 +136,8 @@ def _largest_first(active: torch.Tensor) -> list[Rectangle]:
 
 
 def _largest(rows: list[list[bool]]) -> Rectangle | None:
-    """The largest rectangle of true ones: for each row, the largest one under the skyline of what
-    stands upon it, with a stack of rising heights."""
+    """The largest rectangle of true flags: for each row, the largest one under the heights of the
+    true columns that end there, found with a stack of rising heights."""
     best: Rectangle | None = None
     best_area = 0
     heights = [0] * len(rows[0])
@@ -156,7 +157,7 @@ def _largest(rows: list[list[bool]]) -> Rectangle | None:
 
 def _joined_runs(active: torch.Tensor) -> list[Rectangle]:
     done: list[Rectangle] = []
-    open_runs: dict[tuple[int, int], int] = {}  # where they began
+    open_runs: dict[tuple[int, int], int] = {}  # the row where each began
     rows = active.tolist()
     for number, row in enumerate([*rows, [False] * len(rows[0])]):
         runs = runs_of(row)
@@ -170,7 +171,7 @@ def _joined_runs(active: torch.Tensor) -> list[Rectangle]:
 
 
 def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
-    """Begin and end of each run of true ones."""
+    """Begin and end of each run of true flags."""
     found: list[tuple[int, int]] = []
     for position, flag in enumerate(flags):
         if flag and found and found[-1][1] == position:

@@ -27,12 +27,12 @@ class Mask:
 
     Attributes:
         grid: how it is cut.
-        settings: of whoever trains it; None while it was loaded and no graph has asked for it.
+        settings: of its training; None if it was loaded and no graph has asked for it yet.
         everything: all tiles.
         trained: tiles that have a gradient and are updated.
         forward: tiles that the forward and the input's gradient use; None for all.
         score: a map of float64, the running mean over scoring steps; None before the first.
-        is_scoring: whether gradients are to be computed whole in this step, to score all tiles.
+        is_scoring: whether this step computes whole gradients, to score all tiles.
     """
 
     def __init__(self, grid: Grid, settings: Sparsity | None = None) -> None:
@@ -47,7 +47,7 @@ class Mask:
         self._has_incoming = False
 
     def set(self, trained: torch.Tensor, forward: torch.Tensor | None) -> None:
-        """Maps of bool; ``forward`` lies within ``trained``."""
+        """Set both masks from maps of bool; ``forward`` lies within ``trained``."""
         self._has_incoming = False
         self.trained = Pattern(self.grid, trained.clone())
         if forward is not None and not self._is_forward_dense:
@@ -56,11 +56,11 @@ class Mask:
             self.forward = None
 
     def keep_forward_dense(self) -> None:
-        """Some graph uses the weight as no sparse forward could; all of them then use all of it."""
+        """Make all graphs use the whole weight, because the forward of one cannot skip tiles."""
         self._is_forward_dense, self.forward = True, None
 
     def collect(self, weight: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Scores of all tiles by a gradient of the step, to be added to those of the step's others."""
+        """Score all tiles by a gradient, and add the scores to those of the step's others."""
         assert self.settings is not None
         if self.settings.score not in FROM_GRADIENTS:
             return
@@ -109,14 +109,14 @@ def tiles_of(parameter: torch.Tensor) -> Tiles | None:
 
 @dataclass(frozen=True)
 class Bound:
-    """A slot of a graph, in the call that runs: its parameter, and the mask."""
+    """The parameter and the mask of a graph's slot, in the running call."""
 
     parameter: torch.Tensor
     mask: Mask
 
 
 class _Running(local):
-    """Graphs under way in this thread, innermost last."""
+    """Graphs that run in this thread, innermost last."""
 
     def __init__(self) -> None:
         self.stack: list[Mapping[int, Bound]] = []
@@ -127,7 +127,7 @@ _running = _Running()
 
 @contextmanager
 def running(slots: Mapping[int, Bound]) -> Iterator[None]:
-    """A compiled graph runs inside, whose sparse operators speak of parameters by slot."""
+    """Bind slots to masks for the sparse operators of a compiled graph that runs inside."""
     _running.stack.append(slots)
     try:
         yield
@@ -140,7 +140,7 @@ def is_running() -> bool:
 
 
 def bound(slot: int) -> Bound | None:
-    """What is in a slot of the graph that runs; None where the parameter has no mask."""
+    """The parameter and mask in a slot of the running graph; None without a mask."""
     return _running.stack[-1].get(slot)
 
 

@@ -1,12 +1,11 @@
-"""The operators that stand in compiled graphs where a weight is trained sparsely.
+"""The operators in compiled graphs where a weight is trained sparsely.
 
-Each computes what an operator of torch's computes (``DENSE``), restricted to the tiles that are in
-its slot's mask when it runs. A *slot* is the position among the graph's inputs of the parameter:
-which parameter that is, and which tiles are active, is known to the call and not to the graph, so
-that a graph serves several instances and is not compiled again when masks change.
+Each computes what an operator of torch's computes (``dense_form``), restricted to the tiles that
+are in its slot's mask when it runs. A *slot* is the position of the parameter among the graph's
+inputs. The call, and not the graph, knows which parameter that is and which tiles are active. So
+one graph serves several instances and is not compiled again when masks change.
 
-Run by themselves, outside a graph of ours (where the memory that they take is measured), they do
-what takes most memory.
+Outside a graph of ours, where their memory is measured, the operators do what takes most memory.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ for _schema in (
     "masked_convolution_input(Tensor gradient, Tensor input, Tensor weight, "
     f"{_CONVOLUTION}, int slot) -> Tensor",
 ):
-    # A replayed CUDA graph would not look masks up again: Inductor leaves these out of its own.
+    # A replayed CUDA graph would not look masks up again: Inductor leaves these out of its graphs.
     _library.define(_schema, tags=(torch.Tag.cudagraph_unsafe,))
 
 _ops = torch.ops.satcompile
@@ -53,7 +52,7 @@ MASKED_CONVOLUTION_INPUT = _ops.masked_convolution_input.default
 
 TILED = (TILE_MM, TILE_CONVOLUTION_WEIGHT)
 MASKED = (MASKED_MM, MASKED_ADDMM, MASKED_CONVOLUTION, MASKED_CONVOLUTION_INPUT)
-# By operator: torch's, and how many of the arguments are its own.
+# By operator: torch's operator, and how many of the arguments it takes.
 _MATRIX_FORMS = {
     TILE_MM: (aten.mm.default, 2),
     MASKED_MM: (aten.mm.default, 2),
@@ -68,8 +67,8 @@ def slot_of(node: fx.Node) -> int:
 
 
 def dense_form(node: fx.Node) -> tuple[Any, tuple[Any, ...], int | None] | None:
-    """What a node would be were every tile active: an operator of torch's, its arguments, and which
-    of its results; None for a node without one of these operators."""
+    """A node's form if every tile were active: an operator of torch's, its arguments, and which of
+    its results; None for a node without one of these operators."""
     if node.target in _MATRIX_FORMS:
         dense, count = _MATRIX_FORMS[node.target]
         return dense, tuple(node.args[:count]), None
@@ -142,7 +141,7 @@ def _tile_convolution_weight(
 
 
 def _almost_all(weight: torch.Tensor, geometry: _Geometry) -> Convolution:
-    """What takes most memory: everything is copied, but for one channel in the middle."""
+    """The case that takes most memory: all channels but one in the middle are copied."""
     middle = weight.shape[0] // 2
     rows = [(0, middle), (middle + 1, weight.shape[0])] if middle else [(0, weight.shape[0])]
     rows = [(begin, end) for begin, end in rows if begin < end]
@@ -150,7 +149,7 @@ def _almost_all(weight: torch.Tensor, geometry: _Geometry) -> Convolution:
 
 
 def clear_frozen(gradient: torch.Tensor, trained: Pattern) -> None:
-    """Zeros where tiles are frozen. ``gradient`` has the weight's shape; rows need not be dense."""
+    """Set frozen tiles to zero. ``gradient`` has the weight's shape; rows need not be dense."""
     if trained.is_full:
         return
     if gradient.dim() == 2:
@@ -178,7 +177,7 @@ def _used(slot: int) -> Pattern | None:
 
 
 def _with_copies(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors as they are; where only memory is measured, copies, as sparse products make them."""
+    """The factors; copies of them, as sparse products make, where only memory is measured."""
     if masks.is_running():
         return a, b
     return a if a.dtype == torch.float32 else a.clone(), b.clone()

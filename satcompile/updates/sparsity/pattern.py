@@ -1,4 +1,4 @@
-"""A map of tiles as kernels want it: lists of tiles, of rectangles, of parts of a sum."""
+"""A map of tiles as kernels need it: lists of tiles, of rectangles, of parts of a sum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PIECES = (
 
 
 class Pattern:
-    """Some tiles of a weight; never changed, so that what is made of it can be kept.
+    """Some tiles of a weight. It never changes, so that lists made from it can be kept.
 
     Attributes:
         grid: how the weight is cut.
@@ -48,8 +48,8 @@ class Pattern:
     # -- for the CPU -----------------------------------------------------------------------
 
     def gradient_rectangles(self, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
-        """What is computed of a gradient, and what is frozen: (count, 4) of top, bottom, left and
-        right, of the weight as a matrix, or of its transpose. The largest come first."""
+        """The computed and the frozen rectangles of a gradient: (count, 4) of top, bottom, left and
+        right, in the weight as a matrix, or in its transpose. The largest come first."""
         return self._gradient_rectangles[transposed]
 
     @cached_property
@@ -65,8 +65,8 @@ class Pattern:
         return rectangles(self.grid, ~self.active)
 
     def products(self, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
-        """For ``a @ w``, or ``a @ w.T``: groups of columns of the product, each with the range of its
-        runs, and runs of rows of the second factor."""
+        """For ``a @ w``, or ``a @ w.T``: groups of columns of the product, each with the range of
+        its runs, and runs of rows of the second factor."""
         return self._products[transposed]
 
     @cached_property
@@ -89,8 +89,9 @@ class Pattern:
     # -- for GPUs --------------------------------------------------------------------------
 
     def lists(self, device: torch.device, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """For ``a @ w``, or ``a @ w.T``: for the j-th block of columns of the product, the blocks of
-        rows of the second factor that count are ``blocks[starts[j]:starts[j + 1]]``. Both int32."""
+        """For ``a @ w``, or ``a @ w.T``: for the j-th block of columns of the product, the blocks
+        of rows of the second factor that count are ``blocks[starts[j]:starts[j + 1]]``. Both
+        int32."""
         if (device, transposed) not in self._lists:
             by_column = self.active if transposed else self.active.T
             starts = torch.zeros(len(by_column) + 1, dtype=torch.int32)
@@ -101,7 +102,7 @@ class Pattern:
 
 
 def _split(found: list[Rectangle], grid: Grid) -> list[Rectangle]:
-    """Rectangles that are more than their share of the work are halved, between tiles."""
+    """Halve rectangles that are more than their share of the work, between tiles."""
     area = sum((bottom - top) * (right - left) for top, bottom, left, right in found)
     pieces = _PIECES * torch.get_num_threads()
     done: list[Rectangle] = []
@@ -123,7 +124,7 @@ def _split(found: list[Rectangle], grid: Grid) -> list[Rectangle]:
 def _groups(
     active: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of tiles that have the same ones active are a group, where they are neighbours."""
+    """Group neighbouring columns of tiles that have the same tiles active."""
     (height, num_rows), (width, num_columns) = rows, columns
     groups: list[tuple[int, int, int, int]] = []
     runs: list[tuple[int, int]] = []

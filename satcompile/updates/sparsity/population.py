@@ -1,7 +1,7 @@
 """The weights that share a threshold: those of one optimizer under one setting.
 
-A step is one ``optimizer.step()``. At its end, where the settings say so, the step's scores enter
-the running means and the tiles are chosen anew: masks never change between two backwards of a step.
+A step is one ``optimizer.step()``. At its end, if the settings say so, the step's scores enter the
+running means and the tiles are chosen again. Masks never change between two backwards of a step.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Population:
     """Weights of one optimizer, their masks, and the step.
 
     Attributes:
-        settings: what the user asked.
-        step: how many steps were taken since training began (or what was loaded).
+        settings: what the user asked for.
+        step: steps taken since training began (or the number that was loaded).
     """
 
     def __init__(self, optimizer: Any, settings: Sparsity) -> None:
         self.settings, self.step = settings, 0
         self.optimizer = weakref.ref(optimizer)
-        self._members: dict[int, weakref.ref[torch.Tensor]] = {}  # in the order of their coming
+        self._members: dict[int, weakref.ref[torch.Tensor]] = {}  # in the order of their addition
         self._is_late = False  # a choice was due and could not be made
         self._group: Any = None  # of processes that train replicas
 
@@ -57,14 +57,14 @@ class Population:
                 yield parameter, mask
 
     def seen_in_data_parallel(self, group: Any) -> None:
-        """Replicas must have the same masks: scores are summed over ``group`` from now on."""
+        """Sum scores over ``group`` from now on, since replicas must have the same masks."""
         self._group = group
 
     # -- steps -----------------------------------------------------------------------------
 
     @property
     def is_scoring(self) -> bool:
-        """Whether this step's gradients score all tiles, and are computed whole for that."""
+        """Whether this step computes whole gradients, to score all tiles."""
         if self.settings.score not in FROM_GRADIENTS:
             return False
         is_dense = self.step <= self.settings.first_choice
@@ -76,12 +76,12 @@ class Population:
         return self.step if self._is_late else self.settings.next_choice(self.step)
 
     def begin_at(self, step: int) -> None:
-        """Go on from a step that was saved."""
+        """Go on from a saved step."""
         self.step, self._is_late = step, False
         self._tell_members()
 
     def step_taken(self) -> None:
-        """The optimizer has taken a step."""
+        """After the optimizer has taken a step, score and choose tiles if they are due."""
         if self.is_scoring or self.settings.chooses_after(self.step):
             self._score()
         if self.settings.chooses_after(self.step) or self._is_late:
@@ -95,8 +95,8 @@ class Population:
             mask.is_scoring = is_scoring
 
     def _score(self) -> None:
-        """Let the step's scores enter the running means, each as a share of the step's sum: what
-        scales a whole step's gradients (its loss, a GradScaler) weighs nothing."""
+        """Let the step's scores enter the running means, each as a share of the step's sum, so that
+        a scale of all the step's gradients (from its loss, from a GradScaler) has no effect."""
         if self.settings.score == "random":
             for number, (_, mask) in enumerate(self.members()):
                 mask.score = random_scores(mask.grid, hash((self.step, number)) & 0x7FFFFFFF)
@@ -108,22 +108,22 @@ class Population:
         maps = self._summed([scores for _, scores in scored])
         total = sum(float(scores.sum()) for scores in maps)
         if not total > 0 or total == float("inf"):
-            return  # overflow, or no gradient at all: nothing was learnt about any tile
+            return  # overflow, or no gradient at all: the step says nothing about any tile
         keep = self.settings.score_memory
         for (mask, _), scores in zip(scored, maps, strict=True):
             share = scores / total
             mask.score = share if mask.score is None else keep * mask.score + (1 - keep) * share
 
     def _incoming(self, parameter: torch.Tensor, mask: Mask) -> torch.Tensor | None:
-        """A weight's scores. Among replicas there are some for each weight: all processes must come
-        to the sum with the same weights, also those in which one was not used."""
+        """A weight's scores. With replicas every weight has some: all processes must sum over the
+        same weights, even a process that did not use one of them."""
         scores = mask.take_incoming(parameter)
         if scores is None and self._group is not None:
             return torch.zeros(mask.grid.down, mask.grid.across, device=parameter.device)
         return scores
 
     def _summed(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """In float64 on the CPU; over all processes that train replicas."""
+        """The maps in float64 on the CPU, summed over all processes that train replicas."""
         together = torch.cat([scores.flatten().double() for scores in maps])
         if self._group is not None:
             sum_over(self._group, together)
@@ -166,8 +166,8 @@ def population_of(mask: Mask) -> Population | None:
 
 
 def join(parameter: torch.Tensor, optimizer: Any, settings: Sparsity) -> Mask:
-    """The mask of a parameter that ``optimizer`` updates and a graph trains sparsely; it is made,
-    with everything active, where there is none.
+    """The mask of a parameter that ``optimizer`` updates and a graph trains sparsely. If there is
+    none, the function makes one with all tiles active.
 
     Raises:
         UnsupportedError: another graph trains the parameter with other settings.
@@ -199,7 +199,7 @@ def join(parameter: torch.Tensor, optimizer: Any, settings: Sparsity) -> Mask:
 
 
 def begin_at(mask: Mask, step: int) -> None:
-    """A mask was loaded that belongs to a step."""
+    """Let a loaded mask go on from its step."""
     population = _population_of.get(mask)
     if population is not None:
         population.begin_at(step)
@@ -208,19 +208,19 @@ def begin_at(mask: Mask, step: int) -> None:
 
 
 def step_of(mask: Mask) -> int:
-    """Steps taken by whoever trains a mask's parameter."""
+    """Steps taken in the training of a mask's parameter."""
     population = _population_of.get(mask)
     return _loaded_steps.get(mask, 0) if population is None else population.step
 
 
 def step_taken(optimizer: Any) -> None:
-    """``optimizer.step()`` is at its end."""
+    """Tell the populations of ``optimizer`` that its ``step()`` is at its end."""
     for population in list(_populations.get(optimizer, {}).values()):
         population.step_taken()
 
 
 def note_data_parallel(masks: Sequence[Mask]) -> None:
-    """A forward of these masks' graph is under way; inside DistributedDataParallel?"""
+    """Note whether the running forward of these masks is inside DistributedDataParallel."""
     group = active_process_group()
     if group is None:
         return

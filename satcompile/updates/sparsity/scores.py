@@ -1,7 +1,7 @@
-"""What a tile is worth, from its weights and its gradient.
+"""The score of a tile, from its weights and its gradient.
 
-* movement: sum of |w g|, the first-order change of the loss were the tile's weights zero (Molchanov
-  et al. 2017; Sanh et al. 2020 sum it, with its sign, over training).
+* movement: sum of |w g|, the first-order change of the loss if the tile's weights were zero
+  (Molchanov et al. 2017; Sanh et al. 2020 sum it, with its sign, over training).
 * fisher: sum of g^2, the diagonal of the empirical Fisher information.
 * magnitude: sum of |w|, which Top-KAST takes (Jayakumar et al. 2020).
 * random: none of these; a control.
@@ -25,8 +25,8 @@ def tile_scores(
 ) -> torch.Tensor:
     """A map of sums, in float32 or the weight's dtype if that is wider, on the weight's device.
 
-    One row of tiles is looked at at a time, so that a step that scores takes little more memory
-    than others.
+    The function handles one row of tiles at a time, so that a scoring step takes little more memory
+    than other steps.
 
     Args:
         score: "movement", "fisher" or "magnitude".
@@ -52,8 +52,8 @@ def tile_scores(
 
 
 def map_bytes(score: Score, weights: Iterable[torch.Tensor], block: int) -> int:
-    """Bytes of the maps into which steps that score put what they find, from the first one on. Weights
-    that may be cut count as if all of them were."""
+    """Bytes of the maps that keep a scoring step's scores, from the first such step on. All weights
+    that may be cut count as cut."""
     if score not in FROM_GRADIENTS:
         return 0
     grids = [(Grid.of(w.shape, block), w.dtype) for w in weights if w.dim() > 1]
@@ -64,7 +64,7 @@ def map_bytes(score: Score, weights: Iterable[torch.Tensor], block: int) -> int:
 
 
 def random_scores(grid: Grid, seed: int) -> torch.Tensor:
-    """A map of random numbers that depend on the seed alone."""
+    """A map of random numbers that depend only on the seed."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(grid.down, grid.across, generator=generator, dtype=torch.float64)
     return draws * grid.sizes

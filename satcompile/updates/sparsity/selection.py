@@ -1,4 +1,4 @@
-"""Which tiles are active: one threshold over all weights, so that a share of them all is."""
+"""Which tiles are active: one threshold over all weights, for a share of all elements."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def choose(
 ) -> list[torch.Tensor]:
     """Maps of bool: the best tiles by mean score, with the best one of each weight among them.
 
-    Their elements come as close to ``density`` of all as whole tiles allow; where one tile of each
-    weight is more than that, it is those. Of tiles that are equally good the first is taken. By
-    the mean, because a knapsack is filled best by value per weight: tiles at edges are smaller.
+    Their elements come as close to ``density`` of all as whole tiles allow. If one tile of each
+    weight is more than that, only these tiles are chosen. Among equally good tiles, the first is
+    chosen. Tiles are compared by the mean, because a knapsack is filled best by value per weight,
+    and tiles at edges are smaller.
 
     Args:
         scores: a map of sums for each grid, finite, on the CPU.
@@ -35,7 +36,7 @@ def choose(
     held = float(sizes[chosen].sum())
     filled = held + sizes[order].cumsum(0)
     before = filled - sizes[order]
-    # The last tile is taken if the total is then nearer to what is wanted than without it.
+    # The last tile is taken if the total is then closer to the wanted one than without it.
     is_taken = (filled - wanted).abs() < (before - wanted).abs()
     is_taken &= before < wanted
     chosen[order[is_taken]] = True

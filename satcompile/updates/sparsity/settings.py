@@ -1,4 +1,4 @@
-"""What a user may ask of sparse training, validated."""
+"""The options of sparse training, validated."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _EXAMPLE = "{'sparsity': {'density': 0.3}}"
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Train only the tiles of each weight that matter, and choose them anew as training goes on.
+    """Train only the tiles of each weight that matter, and choose them again as training goes on.
 
     Attributes:
         density: share of the tiled parameters that is active, in (0, 1]. Or a schedule over steps:
             a mapping of steps to densities, linear between them and constant outside; or a function
-            of the step. A schedule is looked at whenever tiles are chosen.
+            of the step. A schedule is evaluated whenever tiles are chosen.
         forward_density: share that the forward and the input's gradient use, in (0, density]; 1 for
             a dense forward (Top-KAST, Jayakumar et al. 2020, has the forward set lie within the
             trained one).
@@ -32,8 +32,8 @@ class Sparsity:
         interval: steps between two choices. The step before a choice computes all gradients, to
             score all tiles; frozen tiles stay frozen in it.
         warmup_steps: dense steps at the beginning. The first step is dense in any case.
-        score: what a tile is worth: "movement" (sum of |w g|), "fisher" (g^2), "magnitude" (|w|), or
-            "random", a control. Tiles of different sizes are compared by their mean.
+        score: what a tile is worth: "movement" (sum of |w g|), "fisher" (g^2), "magnitude" (|w|),
+            or "random", a control. Tiles of different sizes are compared by their mean.
         score_memory: share of the old score that stays in the running mean, in [0, 1).
 
     Raises:
@@ -85,11 +85,11 @@ class Sparsity:
 
     @property
     def first_choice(self) -> int:
-        """The last of the dense steps at the beginning, after which tiles are chosen first."""
+        """The last dense step at the beginning, after which tiles are chosen for the first time."""
         return max(self.warmup_steps, 1) - 1
 
     def chooses_after(self, step: int) -> bool:
-        """Whether tiles are chosen anew at the end of a step."""
+        """Whether tiles are chosen again at the end of a step."""
         return step >= self.first_choice and (step - self.first_choice) % self.interval == 0
 
     def next_choice(self, step: int) -> int:
@@ -100,7 +100,7 @@ class Sparsity:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What compiled code depends on; tiles and densities are looked up when it runs."""
+        """Settings that compiled code depends on; it looks up tiles and densities when it runs."""
         return (self.block, self.is_forward_sparse)
 
     def _check_density(self) -> None:

@@ -1,4 +1,4 @@
-"""Masks, scores and step of a model that is trained sparsely, to look at and to save."""
+"""Masks, scores and step of a model that is trained sparsely, to inspect and to save."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FORMAT = 1
 
 
 class SparsityState:
-    """The sparse training of some parameters, alive: what it says is true of the present step.
+    """A live view of the sparse training of some parameters, as of the present step.
 
-    ``state_dict()`` is plain data and tensors for ``torch.save``; loading it, with the model's and
-    the optimizer's own state, before or after the first step, goes on as if training had not been
-    interrupted. Save after ``optimizer.step()``.
+    ``state_dict()`` is plain data and tensors for ``torch.save``. If it is loaded with the model's
+    and the optimizer's own state, before or after the first step, training continues as if it had
+    not been interrupted. Save after ``optimizer.step()``.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -53,14 +53,14 @@ class SparsityState:
 
     @property
     def tiles(self) -> dict[str, torch.Tensor]:
-        """Which tiles of each parameter are trained: a bool tensor of (rows of tiles, columns of tiles), by
-        name."""
+        """Which tiles of each parameter are trained: a bool tensor of (rows of tiles, columns of
+        tiles), by name."""
         return {name: mask.trained.active.clone() for name, mask in self._masks().items()}
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
-        """The running mean of each tile's share of all scores, by name: float64 tensors like those of
-        ``tiles``. Parameters that were not scored yet are left out."""
+        """The running mean of each tile's share of all scores, by name: float64 tensors like those
+        of ``tiles``. Parameters without a score yet are left out."""
         return {
             name: mask.score.clone()
             for name, mask in self._masks().items()
@@ -93,7 +93,7 @@ class SparsityState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state_dict()`` gave; nothing is changed where it does not fit.
+        """Load what ``state_dict()`` returned; if it does not fit, nothing is changed.
 
         Raises:
             OptionError: another format, or parameters that this model does not have in that shape.
