@@ -36,7 +36,7 @@ from satcompile.planner.cost.device import Device, known_gpu
 from satcompile.planner.cost.roofline import CostModel
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.searches import budget_search
-from satcompile.solver import two_phase
+from satcompile.solver.training import two_phase
 from satcompile.torch_compat import aot, partitioner
 
 TORCH_BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)

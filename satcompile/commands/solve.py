@@ -16,7 +16,7 @@ from rich.console import Console
 
 from satcompile.sizes import format_bytes, read_size
 from satcompile.solver import Infeasible, Problem, ProblemError, Progress, Schedule, solve
-from satcompile.solver.floors import floor_bytes
+from satcompile.solver.graphs.floors import floor_bytes
 
 INTERRUPTED = 130  # as in shells: 128 plus the number of the signal
 BUDGET_FORMS = '"60%" (of the peak without recomputation), "8GiB", "800MB", bytes or "floor+10%"'
@@ -31,7 +31,7 @@ class Settings:
     Attributes:
         path: of the problem, as JSON.
         budget: one of ``BUDGET_FORMS``.
-        time_limit_s, seed, free_order: see ``satcompile.solver.solve``.
+        time_limit_s, seed, free_order: see ``satcompile.solver.graphs.solve``.
         schedule_path: where the schedule is written; None for nowhere.
     """
 

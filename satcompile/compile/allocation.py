@@ -33,7 +33,7 @@ from satcompile.planner.workspace import (
     product_takes_workspace,
     workspace_bytes,
 )
-from satcompile.solver.simulator import Event, Profile, replay
+from satcompile.solver.base.simulator import Event, Profile, replay
 from satcompile.torch_compat.aot import incoming_gradients_stay
 from satcompile.torch_compat.inductor import extern_kernels
 from satcompile.torch_compat.tensors import fake_tensor_mode, storage_address

@@ -57,7 +57,7 @@ from satcompile.passes.fused_update import check_order
 from satcompile.passes.sparse_forward import SparseForward
 from satcompile.planner.request import Request
 from satcompile.planner.searches import Searches, default_saved_nodes
-from satcompile.solver.search import BudgetSearch
+from satcompile.solver.training.search import BudgetSearch
 from satcompile.torch_compat import aot, autograd, codegen, inductor, partitioner, symbols, tensors
 from satcompile.torch_compat.operators import HigherOrderOperator
 

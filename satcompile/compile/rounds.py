@@ -29,7 +29,7 @@ from satcompile.options import Options
 from satcompile.planner.cost.device import device_of
 from satcompile.planner.request import Request, Subject
 from satcompile.sizes import format_bytes
-from satcompile.solver.rungs import RUNG
+from satcompile.solver.training.rungs import RUNG
 from satcompile.torch_compat.dynamo import (
     CompilationContext,
     copy_of_captured,

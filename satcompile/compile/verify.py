@@ -38,7 +38,7 @@ from satcompile.graph.emission import COPY_OF
 from satcompile.graph.nodes import is_mutation, is_random
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.retention import RetentionPlan
-from satcompile.solver.step import StepProfile, simulate_orders
+from satcompile.solver.training.step import StepProfile, simulate_orders
 from satcompile.torch_compat.operators import OpOverload, schema_of
 from satcompile.torch_compat.partitioner import is_rng_replay, is_rng_save, recompute_tag
 from satcompile.updates.sparsity.operators import dense_form

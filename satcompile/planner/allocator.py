@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from satcompile.solver.simulator import Event
+from satcompile.solver.base.simulator import Event
 from satcompile.torch_compat.tracing import quiet_profiler
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.retention import RetentionPlan
 from satcompile.planner.searches import budget_search, default_saved_nodes
-from satcompile.solver.search import BudgetSearch, Candidate
+from satcompile.solver.training.search import BudgetSearch, Candidate
 
 log = logging.getLogger("satcompile")
 

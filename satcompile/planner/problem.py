@@ -26,8 +26,8 @@ from satcompile.graph.training_graph import (
 )
 from satcompile.planner.cost.roofline import CostModel, OperationCost
 from satcompile.planner.workspace import is_product, workspace_of
-from satcompile.solver.step import Phase, Step, StepOperation
-from satcompile.solver.two_phase import Operation, Problem, Value
+from satcompile.solver.training.step import Phase, Step, StepOperation
+from satcompile.solver.training.two_phase import Operation, Problem, Value
 from satcompile.torch_compat.aot import incoming_gradients_stay
 from satcompile.torch_compat.operators import HigherOrderOperator, OpOverload, schema_of
 from satcompile.torch_compat.partitioner import is_backward_state, recompute_tag

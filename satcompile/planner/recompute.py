@@ -22,9 +22,9 @@ from satcompile.graph.emission import why_order_is_kept
 from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.retention import RetentionPlan
 from satcompile.planner.searches import Searches, default_saved_nodes
-from satcompile.solver.rungs import rung_below
-from satcompile.solver.search import BUDGET_BOUND, BudgetSearch, Candidate
-from satcompile.solver.step import Phase, StepProfile, simulate_orders
+from satcompile.solver.training.rungs import rung_below
+from satcompile.solver.training.search import BUDGET_BOUND, BudgetSearch, Candidate
+from satcompile.solver.training.step import Phase, StepProfile, simulate_orders
 from satcompile.torch_compat.symbols import is_symbolic
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from torch import fx
 
-from satcompile.solver.step import StepProfile
+from satcompile.solver.training.step import StepProfile
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import fx
 
 from satcompile.graph.emission import why_order_is_kept
 from satcompile.planner.problem import PlanningProblem
-from satcompile.solver.search import BudgetSearch
+from satcompile.solver.training.search import BudgetSearch
 from satcompile.torch_compat.partitioner import default_saved_values
 
 # As a share of the forward's time. A tighter proof costs more planning time than it can win back.

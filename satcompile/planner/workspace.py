@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from satcompile.planner.allocator import allocator_events
-from satcompile.solver.simulator import replay
+from satcompile.solver.base.simulator import replay
 from satcompile.torch_compat.cuda import blas_workspace_bytes, blas_workspaces_stay
 from satcompile.torch_compat.operators import OpOverload, schema_of
 from satcompile.torch_compat.symbols import size_hint

@@ -9,7 +9,7 @@ from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.retention import RetentionPlan
 from satcompile.planner.searches import budget_search
 from satcompile.report.timeline import Place, Timeline, timeline
-from satcompile.solver.step import Step
+from satcompile.solver.training.step import Step
 
 
 def plan_timeline(problem: PlanningProblem, plan: RetentionPlan) -> Timeline:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from satcompile.solver.lifetimes import Lifetime, lifetimes
-from satcompile.solver.step import Phase, Step
+from satcompile.solver.training.lifetimes import Lifetime, lifetimes
+from satcompile.solver.training.step import Phase, Step
 
 BOUNDARY = "incoming gradients"
 CONSTANT = "copies in another layout"

@@ -23,7 +23,7 @@ from satcompile.errors import UnsupportedError
 from satcompile.runtime.residency import Residency
 from satcompile.runtime.shares import Room, Share, step_peak_bytes, stretch_of
 from satcompile.runtime.steps import StepGraph
-from satcompile.solver.step import StepProfile
+from satcompile.solver.training.step import StepProfile
 
 _LADDER = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 _TRIES = 3  # compilations before the lowest plans are taken

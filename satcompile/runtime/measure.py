@@ -20,7 +20,7 @@ import torch
 from satcompile.errors import UnsupportedError
 from satcompile.planner.allocator import allocator_events
 from satcompile.runtime.registry import Measured, observing_steps
-from satcompile.solver.simulator import replay
+from satcompile.solver.base.simulator import replay
 from satcompile.torch_compat.tracing import profiler_is_active
 
 

@@ -9,9 +9,9 @@ Knows nothing of torch::
     schedule.sequence, schedule.peak_bytes, schedule.extra_time, schedule.bound_extra_time
 """
 
-from satcompile.solver.problem import Infeasible, Problem, ProblemError
-from satcompile.solver.race import Progress
-from satcompile.solver.schedule import Schedule
-from satcompile.solver.solve import solve
+from satcompile.solver.graphs.problem import Infeasible, Problem, ProblemError
+from satcompile.solver.graphs.race import Progress
+from satcompile.solver.graphs.schedule import Schedule
+from satcompile.solver.graphs.solve import solve
 
 __all__ = ["Infeasible", "Problem", "ProblemError", "Progress", "Schedule", "solve"]

@@ -16,7 +16,7 @@ import pytest
 from satcompile.commands import cli
 from satcompile.commands.solve import read_budget
 from satcompile.solver import Problem
-from satcompile.solver.floors import floor_bytes
+from satcompile.solver.graphs.floors import floor_bytes
 
 # Node 0 is read early and late. Its peak is 5 bytes (0, 1, 2 while 2 is computed); dropping node 0
 # and computing it again before 3 takes 4 bytes and one unit of time.

@@ -15,7 +15,7 @@ from satcompile.compile import rounds
 from satcompile.compile.rounds import Compilation, OverLimit, Planned, first_limits
 from satcompile.options import Options
 from satcompile.planner.request import Request
-from satcompile.solver.rungs import RUNG
+from satcompile.solver.training.rungs import RUNG
 
 DEFAULT_BYTES = 10_000  # torch's own plan, simulated; no plan is below FLOOR_BYTES
 FLOOR_BYTES = 2_000

@@ -25,8 +25,13 @@ from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.request import Request, Subject
 from satcompile.planner.retention import RetentionPlan
 from satcompile.report.rows import recomputed_rows
-from satcompile.solver import two_phase
-from satcompile.solver.step import Phase, backward_order, early_forward_order, simulate_orders
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.step import (
+    Phase,
+    backward_order,
+    early_forward_order,
+    simulate_orders,
+)
 from tests.compile.test_verify import Checkpointed
 from tests.partitions import planned_tightly, uncompiled
 from tests.torch_compat.versions import TORCH

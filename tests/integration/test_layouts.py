@@ -14,7 +14,7 @@ import satcompile
 from satcompile.compile import rounds
 from satcompile.compile.generation import Generated
 from satcompile.planner.problem import PlanningProblem
-from satcompile.solver.step import Step
+from satcompile.solver.training.step import Step
 
 
 def leaf(*shape: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from hypothesis import given
 from satcompile.compile.planning import PlannedGraphs
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.timeline import BOUNDARY, Allocation, Timeline, timeline
-from satcompile.solver.lifetimes import lifetimes
-from satcompile.solver.step import (
+from satcompile.solver.training.lifetimes import lifetimes
+from satcompile.solver.training.step import (
     Phase,
     Step,
     StepOperation,

@@ -16,7 +16,13 @@ from satcompile.report.data import GraphReport, Report
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.timeline import BOUNDARY, Timeline, timeline
 from satcompile.report.trace import RECOMPUTED, RESIDENT, step_trace
-from satcompile.solver.step import Phase, Step, StepOperation, backward_order, forward_order
+from satcompile.solver.training.step import (
+    Phase,
+    Step,
+    StepOperation,
+    backward_order,
+    forward_order,
+)
 from tests.partitions import planned_tightly
 from tests.report.test_report import GIB, MIB, graph
 from tests.solver.test_step import steps

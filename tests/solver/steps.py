@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from satcompile.solver import two_phase
-from satcompile.solver.moments import Spine, recomputed_for
-from satcompile.solver.step import (
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.moments import Spine, recomputed_for
+from satcompile.solver.training.step import (
     Phase,
     Step,
     StepOperation,
@@ -18,7 +18,7 @@ from satcompile.solver.step import (
     forward_order,
     simulate_orders,
 )
-from satcompile.solver.timing import Timing
+from satcompile.solver.training.timing import Timing
 
 _SIZES = (0, 1, 2, 2, 4, 4, 4, 7)  # few, so that one result fits where another was
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import demands, two_phase
-from satcompile.solver.two_phase import Operation, Problem, Solution, Value, solve
+from satcompile.solver.training import demands, two_phase
+from satcompile.solver.training.two_phase import Operation, Problem, Solution, Value, solve
 from tests.solver.test_two_phase import chain, problems
 
 few = settings(max_examples=80, deadline=None)
@@ -219,7 +219,7 @@ def test_a_hundred_layers_are_solved_in_a_moment():
 
 _PLAN_IN_ANOTHER_PROCESS = """
 from tests.solver.test_constrained_path import layers
-from satcompile.solver.two_phase import solve
+from satcompile.solver.training.two_phase import solve
 problem = layers(12)
 print([sorted(solve(problem, limit).saved) for limit in (0, 95, 250, 333, 500)])
 """

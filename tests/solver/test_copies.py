@@ -6,13 +6,19 @@ from __future__ import annotations
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import two_phase
-from satcompile.solver.filling import filled, orders
-from satcompile.solver.moments import Choice, Model, Moment, Spine, decode, redecoded
-from satcompile.solver.nested import nested_plans
-from satcompile.solver.peaks import PeakSearch
-from satcompile.solver.step import Phase, backward_order, forward_order, loads, simulate_orders
-from satcompile.solver.timing import Timing
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.filling import filled, orders
+from satcompile.solver.training.moments import Choice, Model, Moment, Spine, decode, redecoded
+from satcompile.solver.training.nested import nested_plans
+from satcompile.solver.training.peaks import PeakSearch
+from satcompile.solver.training.step import (
+    Phase,
+    backward_order,
+    forward_order,
+    loads,
+    simulate_orders,
+)
+from satcompile.solver.training.timing import Timing
 from tests.solver.test_search import UNLIMITED, build, chains, every_plan, search_of, some_limit
 
 few = settings(max_examples=60, deadline=None)

@@ -8,9 +8,15 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 
-from satcompile.solver import fast_replay
-from satcompile.solver import step as readable
-from satcompile.solver.step import Phase, Step, StepOperation, early_forward_order, forward_order
+from satcompile.solver.training import fast_replay
+from satcompile.solver.training import step as readable
+from satcompile.solver.training.step import (
+    Phase,
+    Step,
+    StepOperation,
+    early_forward_order,
+    forward_order,
+)
 from tests.solver.steps import MadeStep, random_backward, random_step
 from tests.solver.test_step import steps_with_orders
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver.search import BudgetSearch
-from satcompile.solver.two_phase import Infeasible
+from satcompile.solver.training.search import BudgetSearch
+from satcompile.solver.training.two_phase import Infeasible
 from tests.solver.steps import MadeStep, random_step
 
 few = settings(max_examples=40, deadline=None)

@@ -6,10 +6,11 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import Problem, incremental
-from satcompile.solver.annealing import Annealing
-from satcompile.solver.problem import loads
-from satcompile.solver.schedule import sequence_of
+from satcompile.solver import Problem
+from satcompile.solver.graphs import incremental
+from satcompile.solver.graphs.annealing import Annealing
+from satcompile.solver.graphs.problem import loads
+from satcompile.solver.graphs.schedule import sequence_of
 from tests.solver.problems import problems
 
 several = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import pytest
 
-from satcompile.solver.jit import compiled
+from satcompile.solver.base.jit import compiled
 
 
 def test_without_a_place_to_keep_it_code_is_compiled_anyway():

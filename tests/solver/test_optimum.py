@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from satcompile.solver import Infeasible, Problem, Schedule, solve
-from satcompile.solver.race import ANY, IN_ORDER
-from satcompile.solver.floors import floor_bytes
+from satcompile.solver.graphs.floors import floor_bytes
+from satcompile.solver.graphs.race import ANY, IN_ORDER
 from tests.solver import oracle
 from tests.solver.problems import problems, problems_with_budget
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from satcompile.solver import Infeasible, Problem, ProblemError, solve
-from satcompile.solver.problem import loads, peak_bytes
+from satcompile.solver.graphs.problem import loads, peak_bytes
 from tests.solver import oracle
 from tests.solver.problems import problems
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from satcompile.solver.quiet import without_chatter
+from satcompile.solver.base.quiet import without_chatter
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the C library's standard output")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from satcompile.solver import Problem, solve
-from satcompile.solver.residency import decode
+from satcompile.solver.graphs.residency import decode
 from tests.solver.oracle import least_extra_time_in_order, replay_sequence
 
 CASES = {

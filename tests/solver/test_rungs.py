@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satcompile.solver.rungs import RUNG, rung_above, rung_below
+from satcompile.solver.training.rungs import RUNG, rung_above, rung_below
 
 peaks = st.integers(1, 10**12)
 

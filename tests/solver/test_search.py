@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import two_phase
-from satcompile.solver.search import BudgetSearch, Candidate
-from satcompile.solver.step import (
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.search import BudgetSearch, Candidate
+from satcompile.solver.training.step import (
     Phase,
     Step,
     StepOperation,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satcompile.solver.simulator import Computation, Event, Profile, liveness_events, replay
+from satcompile.solver.base.simulator import Computation, Event, Profile, liveness_events, replay
 
 STORAGES = st.integers(0, 5)
 

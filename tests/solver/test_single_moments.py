@@ -10,10 +10,10 @@ from math import inf
 
 import pytest
 
-from satcompile.solver.filling import orders
-from satcompile.solver.search import BudgetSearch
-from satcompile.solver.single_moments import SingleMoments, worst_moments
-from satcompile.solver.step import (
+from satcompile.solver.training.filling import orders
+from satcompile.solver.training.search import BudgetSearch
+from satcompile.solver.training.single_moments import SingleMoments, worst_moments
+from satcompile.solver.training.step import (
     Phase,
     backward_order,
     early_forward_order,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satcompile.solver.step import (
+from satcompile.solver.training.step import (
     Phase,
     Step,
     StepOperation,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satcompile.solver import demands, two_phase
-from satcompile.solver.two_phase import Infeasible, Operation, Problem, Value, solve
+from satcompile.solver.training import demands, two_phase
+from satcompile.solver.training.two_phase import Infeasible, Operation, Problem, Value, solve
 
 # Each example calls HiGHS, which takes milliseconds at best.
 few = settings(max_examples=120, deadline=None)

@@ -30,9 +30,9 @@ from satcompile.planner.problem import PlanningProblem
 from satcompile.planner.recompute import Recompute
 from satcompile.planner.searches import Searches, default_saved_nodes
 from satcompile.runtime.residency import Residency
-from satcompile.solver.fast_replay import simulate_orders
-from satcompile.solver.search import Candidate
-from satcompile.solver.step import Step
+from satcompile.solver.training.fast_replay import simulate_orders
+from satcompile.solver.training.search import Candidate
+from satcompile.solver.training.step import Step
 from satcompile.torch_compat.symbols import planning_for, size_expression
 
 _MOST = 1 << 24  # samples; nothing asks for more

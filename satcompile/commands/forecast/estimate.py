@@ -34,7 +34,7 @@ from satcompile.report.data import GraphReport, PassRow, Report
 from satcompile.report.memory import default_timeline, plan_timeline
 from satcompile.report.rows import recomputed_rows, saved_rows
 from satcompile.runtime.residency import Residency, measure_residency
-from satcompile.solver.search import BudgetSearch
+from satcompile.solver.training.search import BudgetSearch
 
 
 def plan(

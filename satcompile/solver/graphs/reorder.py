@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from satcompile.solver.arrays import rows
-from satcompile.solver.jit import compiled
-from satcompile.solver.problem import Infeasible, Problem, peak_bytes
-from satcompile.solver.race import Race
-from satcompile.solver.schedule import Schedule
+from satcompile.solver.base.arrays import rows
+from satcompile.solver.base.jit import compiled
+from satcompile.solver.graphs.problem import Infeasible, Problem, peak_bytes
+from satcompile.solver.graphs.race import Race
+from satcompile.solver.graphs.schedule import Schedule
 
 BOUND_KIND = "none: the order of first computations is free"
 _SHARE = 0.4  # of the time, for the order

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from satcompile.solver.problem import Problem
+from satcompile.solver.graphs.problem import Problem
 
 _NODES = 60  # that are looked into: those with the most bytes around them
 _EXPANSIONS = 400  # of the search from one node

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from satcompile.solver import fast_replay, two_phase
-from satcompile.solver.step import Copy, Phase, Step, copies
+from satcompile.solver.training import fast_replay, two_phase
+from satcompile.solver.training.step import Copy, Phase, Step, copies
 
 
 class Timing:

@@ -6,7 +6,7 @@ value that it reads is either *saved* (kept in memory from forward to backward) 
 in turn). Saved bytes are bounded; recompute time is to be least. Without the bound this is a
 minimum cut (Jain et al., Checkmate, MLSys 2020, section 4, with one phase boundary; torch's
 partitioner solves that cut with other weights). With it, graphs of layers are solved as
-shortest paths, on which identical layers fold (``satcompile.solver.demands``); graphs whose
+shortest paths, on which identical layers fold (``satcompile.solver.training.demands``); graphs whose
 layers are too entangled for that are a small mixed-integer program, solved by HiGHS.
 
 Optimal for this class: one copy of each recomputed value, alive from its recomputation to
@@ -21,10 +21,10 @@ from dataclasses import replace
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver import demands
-from satcompile.solver.constrained_path import DemandGraph, NoPath
-from satcompile.solver.quiet import without_chatter
-from satcompile.solver.two_phase_problem import (
+from satcompile.solver.base.quiet import without_chatter
+from satcompile.solver.training import demands
+from satcompile.solver.training.constrained_path import DemandGraph, NoPath
+from satcompile.solver.training.two_phase_problem import (
     Infeasible,
     Operation,
     Problem,

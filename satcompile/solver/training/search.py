@@ -22,21 +22,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf
 
-from satcompile.solver import two_phase
-from satcompile.solver.fast_replay import simulate_orders
-from satcompile.solver.filling import Orders, filled, orders
-from satcompile.solver.moments import Spine, redecoded
-from satcompile.solver.nested import Nested, nested_plans
-from satcompile.solver.peaks import PeakSearch
-from satcompile.solver.rungs import rung_above, rung_below
-from satcompile.solver.single_moments import MomentBound, SingleMoments, worst_moments
-from satcompile.solver.step import (
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.fast_replay import simulate_orders
+from satcompile.solver.training.filling import Orders, filled, orders
+from satcompile.solver.training.moments import Spine, redecoded
+from satcompile.solver.training.nested import Nested, nested_plans
+from satcompile.solver.training.peaks import PeakSearch
+from satcompile.solver.training.rungs import rung_above, rung_below
+from satcompile.solver.training.single_moments import MomentBound, SingleMoments, worst_moments
+from satcompile.solver.training.step import (
     Step,
     StepProfile,
     captured_backward_order,
     forward_order,
 )
-from satcompile.solver.timing import Timing
+from satcompile.solver.training.timing import Timing
 
 BUDGET_BOUND = "any number of copies, saved values kept to their last use; bound from single moments of the step"
 _NEAR, _FAR = 5, 25  # gaps from the bound: beyond, other ways of cutting are tried, one or all

@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from satcompile.solver.floors import floor_bytes
-from satcompile.solver.problem import Infeasible, Problem, loads
-from satcompile.solver.residency import Moment, Relaxed, Residency
-from satcompile.solver.schedule import Schedule, sequence_of
+from satcompile.solver.graphs.floors import floor_bytes
+from satcompile.solver.graphs.problem import Infeasible, Problem, loads
+from satcompile.solver.graphs.residency import Moment, Relaxed, Residency
+from satcompile.solver.graphs.schedule import Schedule, sequence_of
 
 TOLERANCE = 1e-4  # of the total time: a gap up to this counts as proven
 _ALONE_S = 0.5  # relaxations come first for so long: easy problems need nothing else
@@ -272,7 +272,7 @@ class Race:
             self._is_compiling = False
 
     def _anneal(self) -> None:
-        from satcompile.solver.rounds import Rounds  # numba takes a second to import
+        from satcompile.solver.graphs.rounds import Rounds  # numba takes a second to import
 
         rounds = Rounds(self.problem, self.budget_bytes, self.seed, self.limit_s)
         self.limit_s += rounds.compile_s

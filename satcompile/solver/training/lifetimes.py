@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from satcompile.solver.simulator import Event, replay
-from satcompile.solver.step import Step, backward_events, forward_events, start_of_backward
+from satcompile.solver.base.simulator import Event, replay
+from satcompile.solver.training.step import Step, backward_events, forward_events, start_of_backward
 
 
 @dataclass(frozen=True, slots=True)

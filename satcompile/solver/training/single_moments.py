@@ -31,12 +31,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
-from satcompile.solver import two_phase
-from satcompile.solver.filling import Orders, orders
-from satcompile.solver.moments import Spine
-from satcompile.solver.peaks import loads_by_position
-from satcompile.solver.step import StepOperation, forward_order
-from satcompile.solver.timing import Timing
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.filling import Orders, orders
+from satcompile.solver.training.moments import Spine
+from satcompile.solver.training.peaks import loads_by_position
+from satcompile.solver.training.step import StepOperation, forward_order
+from satcompile.solver.training.timing import Timing
 
 _MOMENTS = 4  # of which bounds are asked
 _APART = 60  # part of the backward by which they lie apart

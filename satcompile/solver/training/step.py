@@ -16,8 +16,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
-from satcompile.solver.simulator import Computation, Event, Profile, liveness_events, replay
-from satcompile.solver.step_arrays import MOST_READS, MOST_READS_REUSED, StepArrays, step_arrays
+from satcompile.solver.base.simulator import Computation, Event, Profile, liveness_events, replay
+from satcompile.solver.training.step_arrays import (
+    MOST_READS,
+    MOST_READS_REUSED,
+    StepArrays,
+    step_arrays,
+)
 
 
 class Phase(Enum):

@@ -1,6 +1,6 @@
 """The least-time choice within a limit on bytes: a shortest path under a resource constraint.
 
-The paths are those of ``satcompile.solver.demands``. *Identical layers fold* on them: partial
+The paths are those of ``satcompile.solver.training.demands``. *Identical layers fold* on them: partial
 plans that lead to the same demand and spend the same bytes differ in their time at most, and
 the fastest of them stands for all. Which of forty layers save a value and which recompute it
 is then one partial plan instead of forty choose so many. Of plans that are equal in bytes and
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from satcompile.solver.demands import Arc, Demands, values_in
+from satcompile.solver.training.demands import Arc, Demands, values_in
 
 # Searches of partial plans, one after the other while the gap is open: the share of the gap in
 # which bounds are looked at, and of the partial plans kept. The first mostly finds a plan near

@@ -33,9 +33,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver.problem import Problem, loads
-from satcompile.solver.quiet import without_chatter
-from satcompile.solver.schedule import sequence_of
+from satcompile.solver.base.quiet import without_chatter
+from satcompile.solver.graphs.problem import Problem, loads
+from satcompile.solver.graphs.schedule import sequence_of
 
 _PART = 0.01  # of a result: less is not resident
 

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from satcompile.solver.fast_replay import simulate_orders
-from satcompile.solver.moments import Spine
-from satcompile.solver.step import StepProfile, backward_order
-from satcompile.solver.timing import Timing
+from satcompile.solver.training.fast_replay import simulate_orders
+from satcompile.solver.training.moments import Spine
+from satcompile.solver.training.step import StepProfile, backward_order
+from satcompile.solver.training.timing import Timing
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Local search over plans: simulated annealing, with bytes kept up to date change by change.
 
-Every set of recomputations is a valid plan but for its memory (``satcompile.solver.incremental``),
+Every set of recomputations is a valid plan but for its memory (``satcompile.solver.graphs.incremental``),
 so bytes above the limit are a price, not a wall: plans that are a little over lead to others that
 fit. The price rises while plans are over the limit and falls while they fit (strategic
 oscillation, Glover 1989).
@@ -21,8 +21,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from satcompile.solver import incremental
-from satcompile.solver.incremental import (
+from satcompile.solver.base.jit import compiled
+from satcompile.solver.graphs import incremental
+from satcompile.solver.graphs.incremental import (
     AGAIN,
     CHANGES,
     LENGTH,
@@ -36,9 +37,8 @@ from satcompile.solver.incremental import (
     take_back,
     time_of_changes,
 )
-from satcompile.solver.jit import compiled
-from satcompile.solver.problem import Problem
-from satcompile.solver.residency import Moment
+from satcompile.solver.graphs.problem import Problem
+from satcompile.solver.graphs.residency import Moment
 
 _BEST, _BEST_TIME, _PRICE, _TIME = 0, 1, 2, 3  # in the state
 _PACE = 64  # moves between changes of the price

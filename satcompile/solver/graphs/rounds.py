@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 
-from satcompile.solver.annealing import Annealing
-from satcompile.solver.problem import Problem
-from satcompile.solver.residency import Moment
+from satcompile.solver.graphs.annealing import Annealing
+from satcompile.solver.graphs.problem import Problem
+from satcompile.solver.graphs.residency import Moment
 
 # What a round starts from, its first temperature in mean times of a node, and its length in
 # seconds at first; later rounds are longer.

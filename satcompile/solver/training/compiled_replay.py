@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from satcompile.solver.jit import compiled
+from satcompile.solver.base.jit import compiled
 
 
 @compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from itertools import accumulate
 
-from satcompile.solver.step import Phase, Step, forward_order
+from satcompile.solver.training.step import Phase, Step, forward_order
 
 
 def segment_boundaries(

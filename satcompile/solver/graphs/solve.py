@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from satcompile.solver.problem import Problem
-from satcompile.solver.race import Progress, Race
-from satcompile.solver.reorder import reordered
-from satcompile.solver.schedule import Schedule
+from satcompile.solver.graphs.problem import Problem
+from satcompile.solver.graphs.race import Progress, Race
+from satcompile.solver.graphs.reorder import reordered
+from satcompile.solver.graphs.schedule import Schedule
 
 _DEFAULT_LIMIT_S = 60.0
 

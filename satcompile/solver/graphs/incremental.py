@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satcompile.solver.arrays import rows
-from satcompile.solver.jit import compiled
-from satcompile.solver.problem import Problem, loads
-from satcompile.solver.schedule import sequence_of
+from satcompile.solver.base.arrays import rows
+from satcompile.solver.base.jit import compiled
+from satcompile.solver.graphs.problem import Problem, loads
+from satcompile.solver.graphs.schedule import sequence_of
 
 LENGTH, AGAIN, OVER, CHANGES = 0, 1, 2, 3  # in ``Plan.numbers``
 _MOST_AGAIN = 8  # recomputations of one node

@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from scipy import optimize, sparse
 
-from satcompile.solver import two_phase
-from satcompile.solver.fast_replay import loads
-from satcompile.solver.quiet import without_chatter
-from satcompile.solver.segments import segment_boundaries
-from satcompile.solver.step import (
+from satcompile.solver.base.quiet import without_chatter
+from satcompile.solver.training import two_phase
+from satcompile.solver.training.fast_replay import loads
+from satcompile.solver.training.segments import segment_boundaries
+from satcompile.solver.training.step import (
     Phase,
     Step,
     backward_order,

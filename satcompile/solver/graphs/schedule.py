@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from satcompile.solver.problem import Problem, loads
+from satcompile.solver.graphs.problem import Problem, loads
 
 
 @dataclass(frozen=True)

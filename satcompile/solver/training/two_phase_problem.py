@@ -1,6 +1,6 @@
 """The two-phase problem: values of a forward, of which each is saved or computed again.
 
-``satcompile.solver.two_phase`` says what is to be found, and finds it.
+``satcompile.solver.training.two_phase`` says what is to be found, and finds it.
 """
 
 from __future__ import annotations

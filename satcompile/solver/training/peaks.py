@@ -3,7 +3,7 @@
 Each round solves the two-phase problem with the moments there are, decodes the solution into
 orders and replays them exactly. Where the replay is over the limit, the worst positions become
 moments; a moment that is one already, but whose row saw fewer bytes than the replay, is told
-the difference. (Lazily generated rows, as in ``satcompile.solver.moments``.)
+the difference. (Lazily generated rows, as in ``satcompile.solver.training.moments``.)
 
 A heuristic: a row's difference is that of one plan and is held against all; where the plan then
 leaves much room, less is held against them once.
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from satcompile.solver.fast_replay import loads
-from satcompile.solver.filling import Orders, orders
-from satcompile.solver.moments import Choice, Model, Moment, Spine, decode
-from satcompile.solver.timing import Timing
+from satcompile.solver.training.fast_replay import loads
+from satcompile.solver.training.filling import Orders, orders
+from satcompile.solver.training.moments import Choice, Model, Moment, Spine, decode
+from satcompile.solver.training.timing import Timing
 
 # Of the excess that a row did not see, how much is held against all choices on top: little at
 # first, as another choice may not have it, more where that was not enough.

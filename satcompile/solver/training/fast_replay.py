@@ -1,4 +1,4 @@
-"""Replays of a step's orders, some fifty times as fast as ``satcompile.solver.step``'s.
+"""Replays of a step's orders, some fifty times as fast as ``satcompile.solver.training.step``'s.
 
 The planner replays thousands of plans. ``simulate_orders``, ``loads`` and ``time_us`` here
 give to the byte, and to the last bit of a time, what their readable forms give, which are used for
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satcompile.solver import step as readable
-from satcompile.solver.simulator import Profile
-from satcompile.solver.step import Step, StepProfile, start_of_backward
+from satcompile.solver.base.simulator import Profile
+from satcompile.solver.training import step as readable
+from satcompile.solver.training.step import Step, StepProfile, start_of_backward
 
 _LARGE = 1_000  # operations: of smaller steps, a plan is made before numba is imported
 
@@ -88,7 +88,7 @@ def time_us(
         write_us: of each storage, what writing a copy of it costs.
         saved_us: what saving costs.
     """
-    from satcompile.solver import compiled_replay  # numba takes a second to import
+    from satcompile.solver.training import compiled_replay  # numba takes a second to import
 
     positions = np.array(backward, np.int64)
     found = compiled_replay.time_us(
@@ -122,7 +122,7 @@ def _backward(
 def _replayed(
     step: Step, order: Sequence[int], ends: Ends, start_bytes: int
 ) -> tuple[Profile, NDArray[np.int64]]:
-    from satcompile.solver import compiled_replay  # numba takes a second to import
+    from satcompile.solver.training import compiled_replay  # numba takes a second to import
 
     positions = np.array(order, np.int64)
     highest = np.zeros(len(positions), np.int64)

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from satcompile.solver.moments import Spine, recomputed_for
+from satcompile.solver.training.moments import Spine, recomputed_for
 
 _SEGMENTS = (1, 2, 4, 8, 16, 32)
 _FINER = 48

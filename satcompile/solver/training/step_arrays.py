@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satcompile.solver.arrays import rows
+from satcompile.solver.base.arrays import rows
 
 # Inductor writes a pointwise result to memory, rather than inline it, when it reads more than so
 # many buffers (its realize_acc_reads_threshold), or more than so many and has several readers

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from satcompile.solver.two_phase_problem import Problem
+from satcompile.solver.training.two_phase_problem import Problem
 
 _MOST_ARCS = 500_000
 _MOST_DEMANDS = 2_000  # at one operation

@@ -1,0 +1,1 @@
+"""What both formulations stand on: the memory simulator, compiled code, a quiet HiGHS."""

@@ -1,0 +1,1 @@
+"""Schedules of any graph within a budget: published rematerialization problems."""
