@@ -173,6 +173,7 @@ class Recompute:
             bound_kind="torch's own plan fits" if is_default else BUDGET_BOUND,
             is_default=is_default,
             limit_bytes=self.limit_bytes,
+            source=chosen.source,
         )
 
 

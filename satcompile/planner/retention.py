@@ -35,6 +35,7 @@ class RetentionPlan:
         bound_kind: the class, and the limit.
         is_default: whether this is torch's own plan.
         limit_bytes: limit on the simulated peak; None without a budget.
+        source: which strategy of the search made the plan (``STRATEGIES``).
     """
 
     saved: frozenset[int]
@@ -53,6 +54,7 @@ class RetentionPlan:
     bound_kind: str
     is_default: bool
     limit_bytes: int | None
+    source: str = ""
 
     @property
     def has_own_order(self) -> bool:

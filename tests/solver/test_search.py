@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satcompile.solver.training import two_phase
-from satcompile.solver.training.search import BudgetSearch, Candidate
+from satcompile.solver.training.search import STRATEGIES, BudgetSearch, Candidate
 from satcompile.solver.training.step import (
     Phase,
     Step,
@@ -118,6 +119,23 @@ def test_what_is_found_within_a_limit_fits_it(made, share):
     if found is not None:
         assert found.profile.peak_bytes <= limit_bytes
         assert found.profile == simulate(made[0], found.saved)
+
+
+@few
+@given(chains(), st.floats(0, 1))
+def test_a_plan_says_which_strategy_made_it(made, share):
+    search = search_of(made)
+    found = search.within(some_limit(every_plan(made), share))
+    assert found is None or found.source in STRATEGIES
+    assert search.floor().source in STRATEGIES
+
+
+def test_the_docs_list_the_strategies_in_their_order():
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text().lower()
+    ladder = page[page.index("## the whole step") : page.index("## what is proven")]
+    strategies = STRATEGIES[:-2]  # without those that have no limit
+    places = [ladder.index(f"**{name}") for name in strategies]
+    assert places == sorted(places)
 
 
 @few

@@ -6,19 +6,19 @@ solution under that limit costs no more than any plan within the budget can, how
 copies it makes: a proven lower bound. Where recomputation makes a later position the peak,
 memory is bounded at that position too (``peaks``), and copies are dropped and made again.
 
-Where that finds nothing near the bound, fewer bytes are saved until the simulated peak fits.
-That peak falls with the saved bytes only down to a point, below which recomputed chains
-outweigh what saving less wins. So the same is tried with the forward cut into segments, by
-forcing the few values that cross between them to be saved; the least time that fits is taken,
-and the lowest peak found is the floor. Tight limits get checkpoints in two levels (``nested``),
-and whatever room a plan leaves is used to save more (``filling``).
+Several strategies make plans (``STRATEGIES``, docs/planning.md), and the least time that fits is taken:
+plans of single moments; fewer saved bytes until the simulated peak fits, which works down to the point
+below which recomputed chains outweigh what saving less wins; rounds of integer programs (``peaks``);
+checkpoints in two levels (``nested``); and saving less with the forward cut into segments, where the few
+values that cross between them must be saved. Whatever room a plan leaves is used to save more
+(``filling``). The lowest peak found is the floor. Each plan says which strategy made it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import inf
 
@@ -56,6 +56,16 @@ _IN_VAIN = 3  # rungs that are tried on end for a floor
 _LARGE, _SMALL = 2_000, 200
 
 
+# How a plan can be made, in the order in which ``BudgetSearch.within`` tries it; the last ones are
+# plans without a limit, among which the floor is. docs/planning.md says when each runs.
+TWO_PHASES, ONE_MOMENT, SAVING_LESS = "two phases", "one moment", "saving less"
+ROUNDS, TWO_LEVELS, SEGMENTS = "rounds with moments", "two levels", "segments"
+ANY_LIMIT, SAVED = "saving at any limit", "torch's own plan"
+STRATEGIES = (
+    TWO_PHASES, ONE_MOMENT, SAVING_LESS, ROUNDS, TWO_LEVELS, SEGMENTS, ANY_LIMIT, SAVED,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A solution of the two-phase problem and the step it makes.
@@ -64,6 +74,7 @@ class Candidate:
         saved: storages of the step (not positions in the two-phase problem).
         forward_order, backward_order: indices of operations, repeated in the backward where
             several copies are made.
+        source: which strategy made it, one of ``STRATEGIES``.
     """
 
     saved: frozenset[int]
@@ -71,6 +82,11 @@ class Candidate:
     profile: StepProfile
     forward_order: tuple[int, ...]
     backward_order: tuple[int, ...]
+    source: str = field(default="", compare=False)
+
+    def made_by(self, strategy: str) -> Candidate:
+        """The same plan with its source."""
+        return replace(self, source=strategy)
 
 
 class BudgetSearch:
@@ -133,7 +149,8 @@ class BudgetSearch:
             self.problem, [position[storage] for storage in saved if storage in position]
         )
         forward = partial(forward_order, self.step)
-        return self._with_profile(solution, forward, partial(captured_backward_order, self.step))
+        backward = partial(captured_backward_order, self.step)
+        return self._with_profile(solution, forward, backward).made_by(SAVED)
 
     def at_saved_bytes(
         self, limit_bytes: int, forced: frozenset[int] = frozenset()
@@ -235,7 +252,7 @@ class BudgetSearch:
             room = min(room, saved_limit_bytes)
         boundary = self.at_saved_bytes(room)
         if boundary is not None and boundary.profile.peak_bytes <= peak_limit_bytes:
-            return boundary  # proven
+            return boundary.made_by(TWO_PHASES)  # proven
         bound_us = self.bound_us(peak_limit_bytes)
         if bound_us == inf:
             return None  # proven
@@ -269,7 +286,7 @@ class BudgetSearch:
             if plan.profile.peak_bytes <= peak_limit_bytes:
                 rebuild = partial(redecoded, spine, choice)
                 plan = filled(spine, timing, plan, rebuild, peak_limit_bytes, _REPLAYS)
-                best = self._cheaper(best, self._from_orders(plan))
+                best = self._cheaper(best, self._from_orders(plan, ROUNDS))
         return best
 
     def _worth_trying(self, best: Candidate | None, bound_us: float) -> int:
@@ -291,7 +308,7 @@ class BudgetSearch:
         plan = orders(self._spine, self._timing, found.saved, found.backward_order)
         rebuild = self._spine.backward
         better = filled(self._spine, self._timing, plan, rebuild, peak_limit_bytes, _REPLAYS)
-        return found if better is plan else self._from_orders(better)
+        return found if better is plan else self._from_orders(better, found.source)
 
     def _by_nesting(self, peak_limit_bytes: int) -> Candidate | None:
         """The least time found from checkpoints in two levels, with the rest of the room used."""
@@ -308,7 +325,7 @@ class BudgetSearch:
             )
             if best is None or plan.time_us < best.time_us:
                 best = plan
-        return None if best is None else self._from_orders(best)
+        return None if best is None else self._from_orders(best, TWO_LEVELS)
 
     @cached_property
     def _nested(self) -> list[tuple[Nested, Orders]]:
@@ -324,10 +341,11 @@ class BudgetSearch:
     def _lowest_nested_bytes(self) -> int:
         return min((plan.profile.peak_bytes for _, plan in self._nested), default=0)
 
-    def _from_orders(self, plan: Orders) -> Candidate:
+    def _from_orders(self, plan: Orders, source: str) -> Candidate:
         positions = [self._position[storage] for storage in sorted(plan.saved)]
         solution = replace(two_phase.evaluate(self.problem, positions), time_us=plan.time_us)
-        return Candidate(plan.saved, solution, plan.profile, plan.forward, plan.backward)
+        orders_of_plan = plan.forward, plan.backward
+        return Candidate(plan.saved, solution, plan.profile, *orders_of_plan, source)
 
     def _by_saved_bytes(
         self,
@@ -345,6 +363,7 @@ class BudgetSearch:
             enough_us = best.solution.time_us if best else inf
             found = self._descend(peak_limit_bytes, room_bytes, forced, enough_us)
             if found is not None:
+                found = found.made_by(SEGMENTS if forced else SAVING_LESS)
                 best = self._cheaper(best, self._filled(found, peak_limit_bytes))
             if best is not None and best.solution.time_us <= bound_us + self._gap_us:
                 break  # proven: no choice of segments does better
@@ -440,7 +459,7 @@ class BudgetSearch:
         for _, plan in [] if boundary is None else self._looked_at(peak_limit_bytes, boundary):
             enough = saved_limit_bytes is None or plan.profile.saved_bytes <= saved_limit_bytes
             if plan.profile.peak_bytes <= peak_limit_bytes and enough:
-                found = self._from_orders(plan)
+                found = self._from_orders(plan, ONE_MOMENT)
                 best = self._cheaper(best, self._filled(found, peak_limit_bytes))
         return best
 
@@ -490,7 +509,7 @@ class BudgetSearch:
 
     @cached_property
     def _in_two_levels(self) -> list[Candidate]:
-        return [self._from_orders(plan) for _, plan in self._nested]
+        return [self._from_orders(plan, TWO_LEVELS) for _, plan in self._nested]
 
     @cached_property
     def lows(self) -> list[Candidate]:
@@ -519,9 +538,10 @@ class BudgetSearch:
         elif roomiest is not None and len(self.step.operations) <= _LARGE:
             saved_bytes = roomiest.solution.saved_bytes
             found += [self.at_saved_bytes(int(share * saved_bytes)) for share in _SHARES]
+        plans = [plan.made_by(ANY_LIMIT) for plan in found if plan is not None]
         with suppress(two_phase.Infeasible):  # where nobody said what torch's own plan saves
-            found.append(self.default)
-        return [candidate for candidate in found if candidate is not None]
+            plans.append(self.default)
+        return plans
 
     def _less_and_less(self, found: Candidate | None) -> Iterator[Candidate]:
         """The least-time plans at ever lower limits on saved bytes, each of which leaves out
