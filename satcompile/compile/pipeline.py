@@ -87,7 +87,7 @@ def joint_passes(request: Request) -> tuple[Pass[TrainingGraph], ...]:
         # After the gradients: the forward is sparse only for parameters whose gradients are cut.
         SparseForward.asked_by(request),
     )
-    return tuple(each for each in asked if each is not None)
+    return tuple(each for each in asked if each is not None and request.allows(each.name))
 
 
 def alternatives(plan: RetentionPlan) -> tuple[Pass[TrainingGraph], ...]:

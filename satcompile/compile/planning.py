@@ -195,7 +195,7 @@ def recompute_of(
 
 def may_chunk(request: Request) -> bool:
     """Whether the graph may be planned with its vocabulary in chunks."""
-    return ChunkedLoss.name not in request.options.disable_passes
+    return request.allows(ChunkedLoss.name)
 
 
 def has_own_positions(inputs: Sequence[fx.Node], request: Request) -> bool:
@@ -210,7 +210,7 @@ def fused_update(graph: TrainingGraph, request: Request) -> FusedUpdate | None:
     Raises:
         UnsupportedError: an update inside the backward would go wrong here.
     """
-    if not request.updates or FusedUpdate.name in request.options.disable_passes:
+    if not request.updates or not request.allows(FusedUpdate.name):
         return None
     if not has_own_positions(graph.primals, request):
         log.warning(

@@ -53,6 +53,10 @@ class Request:
     low_way: int = 0
     updates: frozenset[int] = frozenset()
 
+    def allows(self, name: str) -> bool:
+        """Whether the user has not disabled the pass of this name."""
+        return name not in self.options.disable_passes
+
     @property
     def takes_regions_as_advice(self) -> bool:
         """Whether the plan may decide against checkpoint regions. Torch's own plan follows them."""

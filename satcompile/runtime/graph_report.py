@@ -95,7 +95,7 @@ def _update_report(in_use: PlanInUse, latest_call: Callable[[], LatestCall]) -> 
         request.updates,
         frozenset(graphs.consumed),
         request.subject.names,
-        FusedUpdate.name in request.options.disable_passes,
+        not request.allows(FusedUpdate.name),
     )
     return UpdateReport(planned, latest_call, lambda: in_use.returned)
 
