@@ -22,6 +22,10 @@ def digest(*parts: bytes | str) -> str:
 @functools.cache
 def source_digest() -> str:
     """A digest of our version and of every line of ours that could change a graph."""
+    return digest(metadata.version("satcompile"), *(file.read_bytes() for file in source_files()))
+
+
+def source_files() -> list[Path]:
+    """The files of the package and of the passes, wherever these lie."""
     roots = [Path(__file__).parents[1], *map(Path, passes.__path__)]
-    files = sorted({file for root in roots for file in root.rglob("*.py")})
-    return digest(metadata.version("satcompile"), *(file.read_bytes() for file in files))
+    return sorted({file for root in roots for file in root.rglob("*.py")})

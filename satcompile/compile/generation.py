@@ -87,13 +87,17 @@ class Known:
 
 
 class Backward:
-    """A compiled backward as AOTAutograd calls it. The code that runs a step replaces ``run`` to
-    add its own work around the backward."""
+    """A compiled backward as AOTAutograd calls it. The code that runs a step sets ``run``, which adds
+    masks, updates and the step's accounts around the backward. Until then a call is an error: without
+    masks, sparse operators would compute all tiles and say nothing."""
 
     def __init__(self, compiled: Callable[[list[Any]], Any]) -> None:
         self._boxed_call = True  # it may empty the list that it is given
         self.compiled = compiled
-        self.run: Callable[[list[Any]], Any] = compiled
+        self.run: Callable[[list[Any]], Any] = self._refuse
+
+    def _refuse(self, args: list[Any]) -> Any:
+        raise AssertionError("a compiled backward ran that no plan in use has taken over")
 
     def __call__(self, args: list[Any]) -> Any:
         return self.run(args)

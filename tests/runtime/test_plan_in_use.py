@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 import satcompile
+from satcompile.compile.generation import Backward
 from satcompile.runtime import registry
 from satcompile.runtime.plan_in_use import PlanInUse
 
@@ -55,6 +57,12 @@ def test_what_the_latest_backward_returned_is_known_once_it_has_run() -> None:
     (reason,) = plan.returned.values()  # type: ignore[union-attr]
     assert "hook" in reason
     del optimizer
+
+
+def test_a_backward_that_no_plan_in_use_took_over_is_an_error() -> None:
+    """It would run without masks and updates."""
+    with pytest.raises(AssertionError, match="no plan in use"):
+        Backward(lambda args: args)([])
 
 
 def test_a_plan_without_tiles_has_nothing_in_front_of_its_forward() -> None:
